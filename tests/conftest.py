@@ -5,6 +5,7 @@ Child processes (training scripts, clean-process loads) inherit it.
 """
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -27,8 +28,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for _name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
 
-# The model tests of transformers itself, unpacked from its source distribution (`make .cache/transformers-tests`).
-os.environ.setdefault("HFAE_TRANSFORMERS_TESTS", str(ROOT / ".cache" / "transformers-tests"))
+# The model tests of transformers itself, unpacked from its source distribution by scripts/fetch_transformers_tests.py.
+os.environ.setdefault(
+    "HFAE_TRANSFORMERS_TESTS",
+    str(ROOT / ".cache" / f"transformers-{importlib.metadata.version('transformers')}" / "tests"),
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -1,0 +1,48 @@
+# make demo | test | check | style | test-slow | bench | clean
+# Every target sets up .venv by itself; python3 (3.10 or newer) and a package index are all that is needed.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+SOURCES := hf_autoencoders training tests scripts benchmarks
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: demo test test-slow check style bench clean
+.DEFAULT_GOAL := demo
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed, this is {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
+	@echo "Installing into .venv (once; a minute or more, PyTorch is large) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@rm -rf runs/demo
+	$(LAUNCH) training/train_vqvae.py --recipe training/recipes/vqvae_digits.yaml --output_dir runs/demo
+	$(BIN)/python training/demo.py runs/demo
+
+# The model tests of transformers itself run against every variant; they ship in its source distribution only.
+test: $(INSTALLED)
+	@$(BIN)/python scripts/fetch_transformers_tests.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff check $(wildcard $(SOURCES))
+	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/python scripts/check_promises.py
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
+	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/python scripts/fill_readme.py
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf .venv .cache runs out
