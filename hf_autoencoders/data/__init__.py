@@ -1,0 +1,25 @@
+"""Corpus rows to model inputs, by modality. Names are imported on first use: nothing heavy is touched before."""
+
+from importlib import import_module
+
+_HOME = {
+    "load_corpus": "corpora",
+    "load_digits_corpus": "corpora",
+    "BadImageError": "images",
+    "ImageArrays": "images",
+    "ImageBatches": "images",
+    "StreamingImageBatches": "images",
+    "image_arrays": "images",
+    "to_pixel_values": "images",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__
