@@ -1,8 +1,8 @@
 """The image processor of every image auto-encoder in this library.
 
-It fixes size, channels and range: whatever comes in (PIL, numpy, torch; gray or colour; one image or many), what goes out is
-`pixel_values`, float32 in [0, 1], (batch_size, num_channels, height, width). It needs Pillow and numpy but no torchvision, and it
-travels to the Hub beside the weights, so it imports nothing of this package.
+It fixes size, channels and range: whatever comes in (PIL, numpy, torch; gray or colour; one image or many), what goes
+out is `pixel_values`, float32 in [0, 1], (batch_size, num_channels, height, width). It needs Pillow and numpy but no
+torchvision, and it travels to the Hub beside the weights, so it imports nothing of this package.
 
 The range of an array is decided by its dtype alone, never by looking at the values:
 
@@ -11,10 +11,11 @@ The range of an array is decided by its dtype alone, never by looking at the val
     other integers   0 .. 255
     floats           0 .. 1, taken as they are (never divided by 255 again)
 
-A value outside its range, NaN or infinity is refused. PIL images follow the same rule through their mode ("I;16" is 16 bit,
-"F" is float, "1", "L", "P", "RGB" and the rest are 8 bit; "I" has no fixed range and is refused). Alpha is dropped, as in every
-stock pipeline's `convert("RGB")`; colour becomes gray by the ITU-R 601 luma that Pillow uses, which leaves r = g = b unchanged:
-stock pipelines turn every image to RGB before a processor sees it, and a gray one comes back exactly.
+A value outside its range, NaN or infinity is refused. PIL images follow the same rule through their mode ("I;16" is
+16 bit, "F" is float, "1", "L", "P", "RGB" and the rest are 8 bit; "I" has no fixed range and is refused). Alpha is
+dropped, as in every stock pipeline's `convert("RGB")`; colour becomes gray by the ITU-R 601 luma that Pillow uses,
+which leaves r = g = b unchanged: stock pipelines turn every image to RGB before a processor sees it, and a gray one
+comes back exactly.
 """
 
 import os
@@ -55,24 +56,31 @@ class AutoencoderImageProcessorKwargs(TypedDict, total=False):
 
 
 class AutoencoderImageProcessor(PilBackend):
-    """Images of any kind and size -> `pixel_values`, float32 (batch_size, num_channels, height, width) in [0, 1]; and back.
+    """Images of any kind and size -> `pixel_values`, float32 (batch_size, num_channels, height, width) in [0, 1]; and
+    back.
 
-    Accepts a PIL image, a numpy array or torch tensor of shape (H, W), (H, W, C) or (C, H, W), a 4-D batch of the latter two, a file
-    path or URL, or a list of any of these. C is 1, 3, 4 (the fourth is dropped) or `num_channels`. Where the shape fits both layouts
-    (for example (3, 20, 3)) it is refused until `input_data_format="channels_first"` or `"channels_last"` says which it is.
-    Options that would break the range [0, 1] (`do_rescale`, `do_normalize` ...) do not exist here and are refused by name.
+    Accepts a PIL image, a numpy array or torch tensor of shape (H, W), (H, W, C) or (C, H, W), a 4-D batch of the
+    latter two, a file path or URL, or a list of any of these. C is 1, 3 or 4 (alpha, dropped).
+    Where the shape fits both layouts (for example (3, 20, 3)) it is refused until
+    `input_data_format="channels_first"` or `"channels_last"` says which it is. Options that would break the range [0,
+    1] (`do_rescale`, `do_normalize` ...) do not exist here and are refused by name.
 
     Args:
-        size (`int`, `(height, width)` or `{"height": int, "width": int}`, defaults to 28): size of what comes out, in pixels.
-        num_channels (`int`, defaults to 1): 1 for gray, 3 for RGB. Other counts accept arrays of exactly that many channels.
-        resample (`int`, defaults to 2): Pillow's resampling filter, 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
-            All but nearest are anti-aliased when shrinking. An image that has the right size already is not touched.
+        size (`int`, `(height, width)` or `{"height": int, "width": int}`, defaults to 28): size of what comes out, in
+            pixels.
+        num_channels (`int`, defaults to 1): 1 for gray, 3 for RGB. Any other count takes images of exactly
+            that many channels only.
+        resample (`int`, defaults to 2): Pillow's resampling filter, 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4
+            box, 5 Hamming. All but nearest are anti-aliased when shrinking. An image that has the right size already
+            is not touched.
         do_resize (`bool`, defaults to `True`): with `False` images keep their own size.
 
     Raises:
-        ValueError, TypeError: for anything unreadable, empty, non-finite or out of range, naming what was expected and what came.
+        ValueError, TypeError: for anything unreadable, empty, non-finite or out of range, naming what was expected
+            and what came.
     """
 
+    _auto_class = "AutoImageProcessor"  # saving writes this file and `auto_map` too, so that it loads anywhere
     valid_kwargs = AutoencoderImageProcessorKwargs
     model_input_names = ["pixel_values"]
     do_resize = True
@@ -84,9 +92,15 @@ class AutoencoderImageProcessor(PilBackend):
         for name, harmless in STOCK_OPTIONS.items():
             if kwargs.pop(name, None) not in (None, harmless):
                 raise ValueError(
-                    f"AutoencoderImageProcessor has no option {name}: pixel_values are always in [0, 1] and of the model's size. "
-                    f"Its options are {', '.join(self._options())}."
+                    f"AutoencoderImageProcessor has no option {name}: pixel_values are always in [0, 1] and of the "
+                    f"model's size. Its options are {', '.join(self._options())}."
                 )
+        unknown = set(kwargs) - set(self._options())
+        if unknown and "image_processor_type" not in kwargs:  # which every saved file has, perhaps beside newer keys
+            raise TypeError(
+                f"AutoencoderImageProcessor has no option {', '.join(sorted(unknown))}. "
+                f"Its options are {', '.join(self._options())}."
+            )
         super().__init__(**kwargs)
 
     @classmethod
@@ -95,11 +109,13 @@ class AutoencoderImageProcessor(PilBackend):
 
     @classmethod
     def for_model(cls, config, **kwargs) -> "AutoencoderImageProcessor":
-        """The processor of a model with this config: size from `config.image_size` (int or (height, width)), channels from
-        `config.num_channels`. Further options (`resample` ...) by keyword."""
+        """The processor of a model with this config: size from `config.image_size` (int or (height, width)), channels
+        from `config.num_channels`. Further options (`resample` ...) by keyword."""
         return cls(**{"size": config.image_size, "num_channels": config.num_channels, **kwargs})
 
-    def _standardize_kwargs(self, size=None, num_channels=None, resample=None, input_data_format=None, **kwargs) -> dict:
+    def _standardize_kwargs(
+        self, size=None, num_channels=None, resample=None, input_data_format=None, **kwargs
+    ) -> dict:
         if isinstance(size, SizeDict):
             size = dict(size)
         if isinstance(size, int) and not isinstance(size, bool):
@@ -112,7 +128,7 @@ class AutoencoderImageProcessor(PilBackend):
             or not all(isinstance(side, int) and side > 0 for side in size.values())
         ):
             raise ValueError(
-                f"size must be a positive int, (height, width) or {{'height': int, 'width': int}} in pixels, got {size!r}."
+                f"size must be a positive int, (height, width) or {{'height': int, 'width': int}}, got {size!r}."
             )
         if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels < 1:
             raise ValueError(f"num_channels must be a positive int (1 gray, 3 RGB), got {num_channels!r}.")
@@ -130,11 +146,13 @@ class AutoencoderImageProcessor(PilBackend):
 
     # ---- one image
 
-    def _read_array(self, image: np.ndarray, num_channels: int, input_data_format: ChannelDimension | None) -> np.ndarray:
+    def _read_array(
+        self, image: np.ndarray, num_channels: int, input_data_format: ChannelDimension | None
+    ) -> np.ndarray:
         """Any array -> uint8 or float32 (C, H, W), checked for shape, dtype and range. C is still what came."""
         if 0 in image.shape:
             raise ValueError(f"The image is empty: an array of shape {image.shape}. Expected at least one pixel.")
-        channel_counts = {1, 3, 4, num_channels}
+        channel_counts = {1, 3, 4} if num_channels in (1, 3) else {num_channels}
         if image.ndim == 2:
             image = image[None]
         elif image.ndim == 3:
@@ -176,17 +194,18 @@ class AutoencoderImageProcessor(PilBackend):
             return image.astype(np.float32) / np.float32(65535)
         if low < 0 or high > 255:
             raise ValueError(
-                f"Images of dtype {image.dtype} must be in 0..255, got values from {low} to {high}. Use uint16 for 16 bit images."
+                f"Images of dtype {image.dtype} must be in 0..255, got values from {low} to {high}. "
+                "Use uint16 for 16 bit images."
             )
         return image.astype(np.uint8)
 
     @staticmethod
     def _wrong_channels(came: int | None, num_channels: int, shape: tuple) -> ValueError:
-        extra = "" if num_channels in (1, 3, 4) else f" or {num_channels}"
+        expected = "1, 3 or 4" if num_channels in (1, 3) else str(num_channels)
         what = f"{came} channels" if came is not None else "no axis that can be the channels"
         return ValueError(
-            f"Wrong number of channels: expected (H, W), or (H, W, C) / (C, H, W) with C = 1, 3, 4{extra}, got {what} in an array of "
-            f"shape {tuple(shape)}. Pass a batch of gray images as (N, 1, H, W) or as a list."
+            f"Wrong number of channels: expected (H, W), or (H, W, C) / (C, H, W) with C = {expected}, got {what} in "
+            f"an array of shape {tuple(shape)}. Pass a batch of gray images as (N, 1, H, W) or as a list."
         )
 
     def _convert_pil(self, image: PIL.Image.Image, num_channels: int) -> PIL.Image.Image | np.ndarray:
@@ -231,7 +250,8 @@ class AutoencoderImageProcessor(PilBackend):
         input_data_format: ChannelDimension | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """One image -> array (num_channels, height, width): uint8 in 0..255 where the source has 8 bits, else float32 in [0, 1]."""
+        """One image -> array (num_channels, height, width): uint8 in 0..255 where the source has 8 bits, else float32
+        in [0, 1]."""
         num_channels = self.num_channels if num_channels is None else num_channels
         size = self.size if size is None else size
         target = (size.height, size.width) if (self.do_resize if do_resize is None else do_resize) else None
@@ -254,19 +274,22 @@ class AutoencoderImageProcessor(PilBackend):
         image = self._read_array(image, num_channels, input_data_format)
         channels = image.shape[0]
         if channels != num_channels:
-            if channels == 4:
-                image, channels = image[:3], 3
+            if num_channels not in (1, 3):
+                raise self._wrong_channels(channels, num_channels, image.shape)
+            image = image[:3]  # drops alpha
             if channels == 1:
-                image = np.broadcast_to(image, (num_channels, *image.shape[1:]))
-            elif channels == 3 and num_channels == 1:
+                image = np.repeat(image, 3, axis=0)
+            elif num_channels == 1:
                 if image.dtype == np.uint8:
-                    image = np.asarray(PIL.Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L"))[None]
+                    image = np.asarray(
+                        PIL.Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L")
+                    )[None]
                 else:
                     image = np.clip(np.tensordot(LUMA, image, axes=1)[None], 0, 1)
-            elif channels != num_channels:
-                raise self._wrong_channels(channels, num_channels, image.shape)
         if target is not None and image.shape[1:] != target:
-            planes = [PIL.Image.fromarray(np.ascontiguousarray(plane)).resize(target[::-1], resample) for plane in image]
+            planes = [
+                PIL.Image.fromarray(np.ascontiguousarray(plane)).resize(target[::-1], resample) for plane in image
+            ]
             image = np.stack([np.asarray(plane) for plane in planes])
             if image.dtype != np.uint8:
                 image = np.clip(image, 0, 1)  # bicubic and Lanczos overshoot
@@ -303,7 +326,9 @@ class AutoencoderImageProcessor(PilBackend):
         if isinstance(images, np.ndarray | torch.Tensor):
             if images.ndim == 4:
                 if len(images) == 0:
-                    raise ValueError(f"Got an empty batch of images, shape {tuple(images.shape)}. Expected at least one image.")
+                    raise ValueError(
+                        f"Got an empty batch of images, shape {tuple(images.shape)}. Expected at least one image."
+                    )
                 return list(images)
             return [images]
         raise TypeError(
@@ -313,23 +338,27 @@ class AutoencoderImageProcessor(PilBackend):
     def _preprocess(self, images: list[np.ndarray], return_tensors=None, **kwargs) -> BatchFeature:
         shapes = sorted({image.shape for image in images})
         if return_tensors is not None and len(shapes) > 1:
-            raise ValueError(f"Images of different sizes cannot be stacked: {shapes}. Set do_resize=True or pass one size.")
+            raise ValueError(
+                f"Images of different sizes cannot be stacked: {shapes}. Set do_resize=True or pass one size."
+            )
         images = [image / np.float32(255) if image.dtype == np.uint8 else image for image in images]
         return BatchFeature(data={"pixel_values": images}, tensor_type=return_tensors)
 
     # ---- and back
 
     def post_process(self, images, output_type: str = "pil"):
-        """Model outputs -> 8 bit images. Values are **clipped** to [0, 1] (a decoder may leave it a little) and rounded to 0..255;
-        what came from 8 bit images through `pixel_values` comes back exactly.
+        """Model outputs -> 8 bit images. Values are **clipped** to [0, 1] (a decoder may leave it a little) and
+        rounded to 0..255; what came from 8 bit images through `pixel_values` comes back exactly.
 
         Args:
-            images: a model output (its `reconstruction` is taken), or float tensor / array (batch_size, C, H, W) or (C, H, W).
-            output_type: "pil" list of PIL images (C = 1, 3 or 4); "np" uint8 array (batch_size, H, W, C); "pt" uint8 tensor
-                (batch_size, C, H, W) on the device of `images`.
+            images: a model output (its `reconstruction` is taken), or float tensor / array (batch_size, C, H, W) or
+                (C, H, W).
+            output_type: "pil" list of PIL images (C = 1, 3 or 4); "np" uint8 array (batch_size, H, W, C); "pt" uint8
+                tensor (batch_size, C, H, W) on the device of `images`.
 
         Raises:
-            ValueError: NaN or infinite values, wrong shape, unknown `output_type`. TypeError: values that are not floats.
+            ValueError: NaN or infinite values, wrong shape, unknown `output_type`. TypeError: values that are not
+                floats.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type must be 'pil', 'np' or 'pt', got {output_type!r}.")
@@ -337,19 +366,21 @@ class AutoencoderImageProcessor(PilBackend):
             reconstruction = getattr(images, "reconstruction", None)
             if reconstruction is None:
                 raise TypeError(
-                    "Expected pixel values (tensor or array) or a model output with a `reconstruction`, "
-                    f"got {type(images).__name__}{' whose reconstruction is None' if hasattr(images, 'reconstruction') else ''}."
+                    "Expected pixel values (tensor or array) or a model output with a `reconstruction`, got "
+                    f"{type(images).__name__}{' without one' if hasattr(images, 'reconstruction') else ''}."
                 )
             images = reconstruction
         if isinstance(images, list | tuple):
             images = torch.stack([torch.as_tensor(image) for image in images])
-        images = torch.as_tensor(images).detach()
+        images = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images).detach()
         if not images.is_floating_point():
             raise TypeError(f"Expected float pixel values in [0, 1], got dtype {images.dtype}.")
         if images.ndim == 3:
             images = images[None]
         if images.ndim != 4:
-            raise ValueError(f"Expected pixel values (batch_size, C, H, W) or (C, H, W), got shape {tuple(images.shape)}.")
+            raise ValueError(
+                f"Expected pixel values (batch_size, C, H, W) or (C, H, W), got shape {tuple(images.shape)}."
+            )
         images = images.float()
         if not bool(torch.isfinite(images).all()):
             raise ValueError("The pixel values hold NaN or infinite values: no image can be made of them.")
@@ -360,7 +391,9 @@ class AutoencoderImageProcessor(PilBackend):
         if output_type == "np":
             return arrays
         if arrays.shape[-1] not in (1, 3, 4):
-            raise ValueError(f"PIL images have 1, 3 or 4 channels, got {arrays.shape[-1]}. Use output_type='np' or 'pt'.")
+            raise ValueError(
+                f"PIL images have 1, 3 or 4 channels, got {arrays.shape[-1]}. Use output_type='np' or 'pt'."
+            )
         return [PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 

@@ -1,0 +1,46 @@
+"""Configuration of the variational auto-encoder."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict, validated_field
+
+from .base import ImageAutoencoderConfig, at_least
+
+
+@strict
+class VAEConfig(ImageAutoencoderConfig):
+    r"""
+    Configuration of [`VAEModel`].
+
+    Args:
+        latent_size (`int`, *optional*, defaults to 32):
+            Dimensions of the Gaussian latent variable.
+        likelihood (`str`, *optional*, defaults to `"bernoulli"`):
+            p(x|z): `"bernoulli"` (binary or grey pixels), `"gaussian"` or `"discretized_logistic"` (256 levels); the
+            last two learn one scale for each channel.
+        beta (`float`, *optional*, defaults to 1.0):
+            Weight of the KL term; 1 is the variational bound, other values are a beta-VAE (Higgins et al. 2017).
+        kl_warmup_steps (`int`, *optional*, defaults to 0):
+            Training steps (calls of `forward` in training mode) over which the weight of the KL term grows linearly
+            from 0 to `beta`. The count is saved with the model.
+        free_bits (`float`, *optional*, defaults to 0.0):
+            Nats of each latent dimension, averaged over the batch, that the KL term does not charge (Kingma et al.
+            2016).
+    """
+
+    model_type = "hfae_vae"
+    attribute_map = {"hidden_size": "latent_size"}
+
+    latent_size: int = validated_field(at_least(1), default=32)
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    beta: float | int = validated_field(at_least(0), default=1.0)
+    kl_warmup_steps: int = validated_field(at_least(0), default=0)
+    free_bits: float | int = validated_field(at_least(0), default=0.0)
+
+    @property
+    def latent_shape(self) -> tuple[int]:
+        """Shape of the latents of one input: (latent_size,)."""
+        return (self.latent_size,)
+
+
+__all__ = ["VAEConfig"]

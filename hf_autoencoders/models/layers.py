@@ -1,0 +1,250 @@
+"""Encoders and decoders for images of any size, shared by all variants.
+
+    image (C, H, W) -> ImageEncoder -> features -> [flatten, linear] -> latent vector          (VectorEncoder)
+    latent vector -> [linear, unflatten] -> features -> ImageDecoder -> image (C, H, W)         (VectorDecoder)
+
+The features are a vector for `architecture="mlp"` and a map `(hidden_sizes[-1], h, w)` for `"conv"` and `"resnet"`, where
+each level halves height and width, odd sizes rounded up. The decoder doubles and crops to the sizes of the encoder's
+levels, so every image size comes back exactly.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .base import ImageAutoencoderConfig
+
+
+def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int, int]) -> None:
+    """Raise unless `pixel_values` is a floating-point tensor of shape `(batch_size, *input_shape)`.
+
+    Only shape and dtype are looked at, so nothing waits for the device; values are checked by the image processor.
+    """
+    if not torch.is_tensor(pixel_values):
+        raise TypeError(
+            f"pixel_values must be a torch.Tensor, got {type(pixel_values).__name__}. "
+            "Use the model's image processor: processor(images, return_tensors='pt')."
+        )
+    if not pixel_values.is_floating_point():
+        raise TypeError(
+            f"pixel_values must be floating point with values in [0, 1], got {pixel_values.dtype}. "
+            "Use the model's image processor, or divide uint8 images by 255."
+        )
+    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != input_shape:
+        channels, height, width = input_shape
+        raise ValueError(
+            f"pixel_values must have shape (batch_size, {channels}, {height}, {width}), which is (batch_size, "
+            f"num_channels, height, width) of the configuration, got {tuple(pixel_values.shape)}. "
+            "Use the model's image processor, or set image_size and num_channels in the configuration."
+        )
+
+
+def check_latents(latents: torch.Tensor, latent_shape: tuple[int, ...]) -> None:
+    """Raise unless `latents` is a floating-point tensor of shape `(batch_size, *latent_shape)`."""
+    if not torch.is_tensor(latents) or not latents.is_floating_point():
+        kind = latents.dtype if torch.is_tensor(latents) else type(latents).__name__
+        raise TypeError(f"latents must be a floating-point tensor, got {kind}")
+    if tuple(latents.shape[1:]) != latent_shape:
+        expected = ", ".join(map(str, ("batch_size", *latent_shape)))
+        raise ValueError(f"latents must have shape ({expected}), got {tuple(latents.shape)}")
+
+
+class TrainingStepCounter(nn.Module):
+    """Counts training steps in a buffer that is saved with the model, for schedules that are part of the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", self.initial_state()["steps"])
+
+    def initial_state(self) -> dict[str, torch.Tensor]:
+        return {"steps": torch.zeros((), dtype=torch.int64, device="cpu")}
+
+    def forward(self) -> torch.Tensor:
+        """The number of steps before this one, as a float32 scalar; in training mode, count this one."""
+        if not self.training:
+            return self.steps.float()
+        return count_step(self.steps) if torch.compiler.is_compiling() else _count_step(self.steps)
+
+
+def _count_step(steps: torch.Tensor) -> torch.Tensor:
+    before = steps.to(torch.float32, copy=True)
+    steps.add_(1)
+    return before
+
+
+# Opaque to torch.compile, which could otherwise read the count again in the backward pass, after it has moved on.
+count_step = torch.library.custom_op("hf_autoencoders::count_step", _count_step, mutates_args=("steps",))
+
+
+@count_step.register_fake
+def _(steps):
+    return steps.new_empty((), dtype=torch.float32)
+
+
+class LearnedScale(nn.Module):
+    """One scale for each channel of the output, learned (Rybkin et al. 2021): log scale `(C, 1, 1)`, at least -7."""
+
+    minimum = -7.0
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.num_channels = num_channels
+        self.raw = nn.Parameter(self.initial_state()["raw"])
+
+    def initial_state(self) -> dict[str, torch.Tensor]:
+        return {"raw": torch.full((self.num_channels, 1, 1), 5.0, device="cpu")}
+
+    def forward(self) -> torch.Tensor:
+        return self.minimum + nn.functional.softplus(self.raw.float())
+
+
+class MLPLayer(nn.Module):
+    """Linear layer and activation: `(batch_size, in_features)` to `(batch_size, out_features)`."""
+
+    def __init__(self, in_features: int, out_features: int, hidden_act: str):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.activation = ACT2FN[hidden_act]
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.linear(hidden_state))
+
+
+class MLPUpLayer(nn.Module):
+    """Activation and linear layer, the mirror of [`MLPLayer`]."""
+
+    def __init__(self, in_features: int, out_features: int, hidden_act: str):
+        super().__init__()
+        self.activation = ACT2FN[hidden_act]
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.activation(hidden_state))
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    """Pre-activation residual block (He et al. 2016) with group normalisation: shape `(batch_size, channels, h, w)`."""
+
+    def __init__(self, channels: int, hidden_act: str):
+        super().__init__()
+        groups = math.gcd(channels, 8)
+        self.norm1 = nn.GroupNorm(groups, channels)
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, channels)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.activation = ACT2FN[hidden_act]
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        residual = self.conv1(self.activation(self.norm1(hidden_state)))
+        residual = self.conv2(self.activation(self.norm2(residual)))
+        return hidden_state + residual
+
+
+class DownLevel(nn.Module):
+    """Halve height and width (rounded up), then refine: `(B, in, h, w)` to `(B, out, ceil(h/2), ceil(w/2))`."""
+
+    def __init__(self, config: ImageAutoencoderConfig, in_channels: int, out_channels: int):
+        super().__init__()
+        blocks = config.num_residual_blocks if config.architecture == "resnet" else 0
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(out_channels, config.hidden_act) for _ in range(blocks))
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        hidden_state = self.conv(hidden_state)
+        for block in self.blocks:
+            hidden_state = block(hidden_state)
+        return self.activation(hidden_state)
+
+
+class UpLevel(nn.Module):
+    """Refine, then double height and width and crop: `(B, in, h, w)` to `(B, out, *output_size)`."""
+
+    def __init__(self, config: ImageAutoencoderConfig, in_channels: int, out_channels: int, output_size: tuple):
+        super().__init__()
+        blocks = config.num_residual_blocks if config.architecture == "resnet" else 0
+        self.blocks = nn.ModuleList(ResidualBlock(in_channels, config.hidden_act) for _ in range(blocks))
+        self.activation = ACT2FN[config.hidden_act]
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+        self.output_size = output_size
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_state = block(hidden_state)
+        hidden_state = self.conv(self.activation(hidden_state))
+        height, width = self.output_size
+        return hidden_state[..., :height, :width]
+
+
+class ImageEncoder(nn.Module):
+    """Image to features: `(batch_size, C, H, W)` to `(batch_size, *config.feature_shape)`."""
+
+    def __init__(self, config: ImageAutoencoderConfig):
+        super().__init__()
+        self.flatten = config.architecture == "mlp"
+        widths = [config.num_input_dims if self.flatten else config.num_channels, *config.hidden_sizes]
+        self.levels = nn.ModuleList(
+            MLPLayer(i, o, config.hidden_act) if self.flatten else DownLevel(config, i, o) for i, o in pairwise(widths)
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Returns the features, and the output of every level."""
+        hidden_state, hidden_states = pixel_values.flatten(1) if self.flatten else pixel_values, ()
+        for level in self.levels:
+            hidden_state = level(hidden_state)
+            hidden_states += (hidden_state,)
+        return hidden_state, hidden_states
+
+
+class ImageDecoder(nn.Module):
+    """Features to image, the mirror of [`ImageEncoder`]; the last layer is linear."""
+
+    def __init__(self, config: ImageAutoencoderConfig):
+        super().__init__()
+        self.image_shape = config.input_shape
+        if config.architecture == "mlp":
+            widths = [*reversed(config.hidden_sizes), config.num_input_dims]
+            levels = [MLPUpLayer(i, o, config.hidden_act) for i, o in pairwise(widths)]
+        else:
+            widths = [*reversed(config.hidden_sizes), config.num_channels]
+            sizes = config.level_sizes[-2::-1]
+            levels = [UpLevel(config, i, o, size) for (i, o), size in zip(pairwise(widths), sizes, strict=True)]
+        self.levels = nn.ModuleList(levels)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, *config.feature_shape)` to `(batch_size, C, H, W)`."""
+        for level in self.levels:
+            hidden_state = level(hidden_state)
+        return hidden_state.unflatten(1, self.image_shape) if hidden_state.ndim == 2 else hidden_state
+
+
+class VectorEncoder(nn.Module):
+    """Image to a vector of `num_outputs` numbers: [`ImageEncoder`], flatten, linear."""
+
+    def __init__(self, config: ImageAutoencoderConfig, num_outputs: int):
+        super().__init__()
+        self.image_encoder = ImageEncoder(config)
+        self.output = nn.Linear(math.prod(config.feature_shape), num_outputs)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Returns `(batch_size, num_outputs)`, and the output of every level of the image encoder."""
+        features, hidden_states = self.image_encoder(pixel_values)
+        return self.output(features.flatten(1)), hidden_states
+
+
+class VectorDecoder(nn.Module):
+    """Latent vector to image: linear, unflatten, [`ImageDecoder`]."""
+
+    def __init__(self, config: ImageAutoencoderConfig, latent_size: int):
+        super().__init__()
+        self.feature_shape = config.feature_shape
+        self.input = nn.Linear(latent_size, math.prod(config.feature_shape))
+        self.image_decoder = ImageDecoder(config)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, latent_size)` to `(batch_size, C, H, W)`, before any output activation."""
+        return self.image_decoder(self.input(latents).unflatten(1, self.feature_shape))

@@ -1,0 +1,106 @@
+"""Likelihoods, divergences and penalties, always computed in float32.
+
+Functions named `..._log_likelihood` and `gaussian_kl` return nats; the former are summed over the dimensions of an
+example, shape `(batch_size,)`. A model's `loss` is the mean over the batch.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def bernoulli_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log p(x) of independent Bernoulli pixels. Grey targets in [0, 1] give the negative cross-entropy.
+
+    Args:
+        logits, targets (`(batch_size, ...)`): log-odds of a pixel being 1, and the pixels.
+
+    Returns:
+        `(batch_size,)`, nats.
+    """
+    nll = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return -nll.flatten(1).sum(1)
+
+
+def gaussian_log_likelihood(mean: torch.Tensor, log_scale: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log density of independent Gaussian pixels of standard deviation exp(log_scale).
+
+    Args:
+        mean, targets (`(batch_size, ...)`): the predicted mean, and the pixels.
+        log_scale (broadcastable to `mean`): log of the standard deviation, in units of the pixel range [0, 1].
+
+    Returns:
+        `(batch_size,)`, nats (of a density: may be positive).
+    """
+    standardised = (targets.float() - mean.float()) * torch.exp(-log_scale)
+    log_density = -0.5 * standardised.square() - log_scale - 0.9189385332046727  # log(2 pi) / 2
+    return log_density.flatten(1).sum(1)
+
+
+def discretized_logistic_log_likelihood(
+    mean: torch.Tensor, log_scale: torch.Tensor, targets: torch.Tensor, num_levels: int = 256
+) -> torch.Tensor:
+    """log probability of pixels on a grid of `num_levels` values in [0, 1] (Kingma et al. 2016; Salimans et al. 2017).
+
+    Each level has the mass of a logistic distribution within half a step around it; the first and the last level have
+    the tails as well, so that the levels' probabilities sum to one.
+
+    Args:
+        mean, targets (`(batch_size, ...)`): location of the logistic distribution, and the pixels.
+        log_scale (broadcastable to `mean`): log of its scale, in units of the pixel range [0, 1].
+
+    Returns:
+        `(batch_size,)`, nats.
+    """
+    step = 1.0 / (num_levels - 1)
+    targets, inverse_scale = targets.float(), torch.exp(-log_scale)
+    centred = targets - mean.float()
+    upper = (centred + step / 2) * inverse_scale
+    lower = (centred - step / 2) * inverse_scale
+    # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), without cancellation
+    log_below, log_above = F.logsigmoid(upper), F.logsigmoid(-lower)
+    log_mass = log_below + log_above + torch.log(-torch.expm1(-step * inverse_scale))
+    log_mass = torch.where(targets < step / 2, log_below, log_mass)
+    log_mass = torch.where(targets > 1 - step / 2, log_above, log_mass)
+    return log_mass.flatten(1).sum(1)
+
+
+def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of each dimension (Kingma & Welling 2014, appendix B).
+
+    Args:
+        mean, log_variance (`(batch_size, latent_size)`).
+
+    Returns:
+        `(batch_size, latent_size)`, nats.
+    """
+    mean, log_variance = mean.float(), log_variance.float()
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
+
+
+def sum_with_free_bits(kl: torch.Tensor, free_bits: float) -> torch.Tensor:
+    """Sum over dimensions of max(batch mean of the KL, free_bits) (Kingma et al. 2016).
+
+    Args:
+        kl (`(batch_size, latent_size)`): nats per dimension.
+        free_bits (`float`): nats per dimension that cost nothing; 0 gives the plain sum.
+
+    Returns:
+        a scalar, nats per example.
+    """
+    return kl.mean(0).clamp_min(free_bits).sum()
+
+
+def bernoulli_sparsity(activations: torch.Tensor, target: float) -> torch.Tensor:
+    """KL(target || mean activation) of Bernoulli variables, summed over the units (Ng 2011, Sparse autoencoder).
+
+    Args:
+        activations (`(batch_size, latent_size)`): in (0, 1).
+        target (`float`): wanted mean activation of each unit.
+
+    Returns:
+        a scalar, nats.
+    """
+    mean = activations.float().mean(0).clamp(1e-6, 1 - 1e-6)
+    target = torch.full_like(mean, target)
+    kl = target * (target / mean).log() + (1 - target) * ((1 - target) / (1 - mean)).log()
+    return kl.sum()

@@ -1,0 +1,126 @@
+"""What the models return. Latents come first: stock feature-extraction pipelines take `outputs[0]`.
+
+Shapes: `latents` is `(batch_size, latent_size)` for models with a latent vector, and
+`(batch_size, embedding_dim, latent_height, latent_width)` for models with a latent grid.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor`): the code of each input.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class GaussianEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, latent_size)`): the posterior mean.
+        mean, log_variance (`torch.FloatTensor` of shape `(batch_size, latent_size)`): the Gaussian posterior q(z|x).
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    mean: torch.FloatTensor | None = None
+    log_variance: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class QuantizedEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, embedding_dim, latent_height, latent_width)`): the
+            quantised latents, sum of the chosen codebook entries.
+        codes (`torch.LongTensor` of shape `(batch_size, num_codebooks, latent_height, latent_width)`): indices in
+            `[0, num_codes)`.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class AutoencoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, latent_size)`): the code.
+        reconstruction (`torch.FloatTensor` of the shape of `pixel_values`): the restored input, in its range.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the sum of the terms below times their weights.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): mean over all input dimensions.
+        sparsity_loss, contractive_loss (`torch.FloatTensor` of shape `()`, *optional*): the penalties, unweighted.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    sparsity_loss: torch.FloatTensor | None = None
+    contractive_loss: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class VAEOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, latent_size)`): the sample of q(z|x) that was decoded (its
+            mean in evaluation mode, unless `epsilon` was given).
+        reconstruction (`torch.FloatTensor` of the shape of `pixel_values`): mean of p(x|z).
+        loss (`torch.FloatTensor` of shape `()`, *optional*): reconstruction loss + weight x KL term, nats per example.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(x|z), nats per example.
+        kl_loss (`torch.FloatTensor` of shape `()`, *optional*): KL(q(z|x) || N(0, I)), nats per example, before free
+            bits and weight.
+        mean, log_variance (`torch.FloatTensor` of shape `(batch_size, latent_size)`): the Gaussian posterior q(z|x).
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl_loss: torch.FloatTensor | None = None
+    mean: torch.FloatTensor | None = None
+    log_variance: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class VQVAEOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, embedding_dim, latent_height, latent_width)`): the
+            quantised latents (straight-through: gradients pass to the encoder).
+        codes (`torch.LongTensor` of shape `(batch_size, num_codebooks, latent_height, latent_width)`): the indices.
+        reconstruction (`torch.FloatTensor` of the shape of `pixel_values`): the restored input, in its range.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the sum of the terms below times their weights.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): squared error, mean over all dimensions.
+        commitment_loss (`torch.FloatTensor` of shape `()`, *optional*): squared distance of the encoder's output to its
+            code, unweighted; absent for `quantizer="fsq"`.
+        codebook_loss (`torch.FloatTensor` of shape `()`, *optional*): the same with gradients to the codebook, present
+            for `codebook_update="gradient"`.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    codebook_loss: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
