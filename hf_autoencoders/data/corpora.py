@@ -28,11 +28,13 @@ def load_corpus(
     seed: int = 0,
     validation_fraction: float = 0.1,
 ) -> dict:
-    """A corpus as `{"train": ..., "validation": ..., ["test": ...]}` of `datasets.Dataset` (or `IterableDataset` when streaming).
+    """A corpus as `{"train": ..., "validation": ..., ["test": ...]}` of `datasets.Dataset` (or `IterableDataset` when
+    streaming).
 
     Args:
         name_or_path: one of
-            - `"digits"`: the embedded corpus, 1,797 handwritten 8x8 digits (no network, no files; `./digits` is a folder);
+            - `"digits"`: the embedded corpus, 1,797 handwritten 8x8 digits (no network, no files; `./digits` is a
+              folder);
             - a `.parquet` file, which becomes `train`;
             - a folder: of `save_to_disk`, of parquet files (`train*.parquet`, `validation*.parquet`, ...) or of images
               (`train/<class>/*.png` or `<class>/*.png`), whatever `datasets.load_dataset` recognises;
@@ -40,7 +42,8 @@ def load_corpus(
         config_name: the configuration of a Hub dataset that has several.
         revision: branch, tag or commit of a Hub dataset. Pin it to repeat a run.
         streaming: read rows as they are needed instead of preparing the whole corpus on disk first.
-        seed, validation_fraction: a corpus without a validation split gets one: this fraction of `train`, chosen by this seed. Said in the log.
+        seed, validation_fraction: a corpus without a validation split gets one: this fraction of `train`, chosen by
+            this seed. Said in the log.
 
     Raises:
         FileNotFoundError: there is no such corpus. ValueError: no split can serve as `train`, or it is empty.
@@ -60,7 +63,15 @@ def load_corpus(
 def _load(name: str, config_name, revision, streaming) -> dict:
     import datasets
 
-    path = Path(name).expanduser()
+    try:
+        return _load_from(Path(name).expanduser(), name, config_name, revision, streaming)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"Corpus {name!r} cannot be read: {error.__cause__ or error}") from error
+
+
+def _load_from(path: Path, name: str, config_name, revision, streaming) -> dict:
+    import datasets
+
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):  # save_to_disk
         loaded = datasets.load_from_disk(str(path))
         loaded = loaded if isinstance(loaded, dict) else {"train": loaded}
@@ -68,8 +79,8 @@ def _load(name: str, config_name, revision, streaming) -> dict:
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(
-                f"{name} is a file but no .parquet file. Expected 'digits', a .parquet file, a folder (parquet files, images, "
-                "or save_to_disk) or the id of a dataset on the Hub."
+                f"{name} is a file but no .parquet file. Expected 'digits', a .parquet file, a folder (parquet files, "
+                "images, or save_to_disk) or the id of a dataset on the Hub."
             )
         return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
     if not path.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
@@ -132,17 +143,19 @@ def _with_validation(splits: dict, name: str, seed: int, fraction: float) -> dic
             "Corpus %r has no validation split: %g of its train rows are held out (seed %d).", name, fraction, seed
         )
         cut = {
-            "train": train.filter(lambda _, position: not held_out(position), with_indices=True),
-            "validation": train.filter(lambda _, position: held_out(position), with_indices=True),
+            "train": train.filter(lambda position: not held_out(position), with_indices=True, input_columns=[]),
+            "validation": train.filter(held_out, with_indices=True, input_columns=[]),
         }
     return {**cut, **{key: split for key, split in splits.items() if key != "train"}}
 
 
 def load_digits_corpus() -> dict:
-    """The embedded corpus: scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set (Alpaydin & Kaynak 1998),
-    1,797 gray 8x8 images, classes 0 to 9. Columns `image`, `label`; splits train 1,197 / validation 300 / test 300, always the same.
+    """The embedded corpus: scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set
+    (Alpaydin & Kaynak 1998), 1,797 gray 8x8 images, classes 0 to 9. Columns `image`, `label`; splits train 1,197 /
+    validation 300 / test 300, always the same.
 
-    The 17 gray levels 0..16 become `round(level * 255 / 16)`: 0 is 0, 16 is 255, and `round(pixel * 16 / 255)` gives the level back.
+    The 17 gray levels 0..16 become `round(level * 255 / 16)`: 0 is 0, 16 is 255, and `round(pixel * 16 / 255)` gives
+    the level back.
     """
     import datasets
     from PIL import Image

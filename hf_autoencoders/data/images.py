@@ -1,8 +1,9 @@
 """Images of a corpus -> batches for a model, without per-image Python in the step loop.
 
-    datasets.Dataset --image_arrays (decode and resize once, by the processor's own rules)--> ImageArrays (uint8, memory-mapped, cached)
-        --ImageBatches (shuffle by own seed, slice by rank, one index_select per batch)--> uint8 tensors
-        --to_pixel_values (on the device)--> float32 in [0, 1]
+    datasets.Dataset
+        -- image_arrays: decode and resize once, by the processor's own rules -->  ImageArrays, uint8, memory-mapped
+        -- ImageBatches: shuffle by own seed, slice by rank, one index_select -->  uint8 tensors
+        -- to_pixel_values: on the device                                     -->  float32 in [0, 1]
 
 Corpora larger than disk: `StreamingImageBatches` has the interface of `ImageBatches` over a `datasets.IterableDataset`.
 """
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ LABEL_COLUMN_NAMES = ("label", "labels", "class", "target", "fine_label", "categ
 
 
 class BadImageError(ValueError):
-    """An image of a corpus that is missing, cannot be decoded, or that the processor refuses. Names its row and column."""
+    """An image of a corpus is missing, cannot be decoded, or is refused by the processor. Names its row and column."""
 
 
 @dataclass
@@ -58,7 +59,8 @@ class ImageArrays:
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(
-                f"images must be uint8 (num_images, num_channels, height, width), got {self.images.dtype} {self.images.shape}."
+                "images must be uint8 (num_images, num_channels, height, width), "
+                f"got {self.images.dtype} {self.images.shape}."
             )
         for name, column in {"labels": self.labels, **self.extra}.items():
             if column is not None and len(column) != len(self.images):
@@ -81,7 +83,8 @@ class ImageArrays:
 
 
 def _is_image(feature) -> bool:
-    """Whether a column of this feature can hold images: Image, {bytes, path}, binary, or nested numbers of two or three axes."""
+    """Whether a column of this feature can hold images: Image, {bytes, path}, binary, or nested numbers of two or
+    three axes."""
     import datasets
 
     if isinstance(feature, datasets.Image | datasets.Array2D | datasets.Array3D):
@@ -95,7 +98,7 @@ def _is_image(feature) -> bool:
     return (
         dtype in ("binary", "large_binary")
         if depth == 0
-        else depth in (2, 3) and "int" in dtype + "float" and dtype != "string"
+        else depth in (2, 3) and any(kind in dtype for kind in ("int", "float", "bool"))
     )
 
 
@@ -124,7 +127,8 @@ def find_image_column(features, image_column: str | None = None) -> str:
 
 
 def find_label_column(features, label_column: str | None = None) -> str | None:
-    """The column of the classes: the one asked for (`"none"` for no labels), else by its usual names, else the only ClassLabel, else `None`."""
+    """The column of the classes: the one asked for (`"none"` for no labels), else by its usual names, else the only
+    ClassLabel, else `None`."""
     import datasets
 
     if label_column == "none":
@@ -266,7 +270,8 @@ def _decoded_rows(dataset, image_column: str, processor, num_threads: int | None
 
 
 def default_cache_dir() -> Path:
-    """Where decoded images are kept: `$HF_AUTOENCODERS_CACHE`, else `hf_autoencoders` beside the other Hugging Face caches."""
+    """Where decoded images are kept: `$HF_AUTOENCODERS_CACHE`, else `hf_autoencoders` beside the other Hugging Face
+    caches."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(os.environ.get("HF_AUTOENCODERS_CACHE") or Path(HF_HOME) / "hf_autoencoders").expanduser() / "images"
@@ -286,9 +291,10 @@ def image_arrays(
 ) -> ImageArrays:
     """Every image of a split, decoded and resized once by the processor's rules, as one memory-mapped uint8 array.
 
-    The result is cached by the dataset's fingerprint, the processor's settings and the column, so the next run starts at once.
-    The cache is written aside and renamed when complete: a killed writer leaves nothing that is ever read, and of several processes
-    asking at once one decodes while the others wait for it.
+    The result is cached by the dataset's fingerprint, the processor's settings and the column, so the next run starts
+    at once.
+    The cache is written aside and renamed when complete: a killed writer leaves nothing that is ever read, and of
+    several processes asking at once one decodes while the others wait for it.
 
     Args:
         dataset: a `datasets.Dataset` (one split).
@@ -301,8 +307,10 @@ def image_arrays(
         progress: show a progress bar when decoding takes longer than a second.
 
     Raises:
-        BadImageError: an image is missing, cannot be decoded or is refused by the processor; names row, column, split and file.
-        ValueError: the split is empty, or a column does not exist (listing those that do). TypeError: not a `datasets.Dataset`.
+        BadImageError: an image is missing, cannot be decoded or is refused by the processor; names row, column, split
+            and file.
+        ValueError: the split is empty, or a column does not exist (listing those that do). TypeError: not a
+            `datasets.Dataset`.
     """
     import datasets
 
@@ -385,8 +393,9 @@ def _cached_images(dataset, processor, image_column, cache_dir: Path, on_bad_ima
         ):  # of writers that were killed: the lock says that none is alive
             shutil.rmtree(stale, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)  # damaged from outside: sizes do not fit
-        writing = Path(tempfile.mkdtemp(prefix=f"{key}.writing-", dir=cache_dir))
+        writing = cache_dir / f"{key}.writing-{uuid.uuid4().hex[:8]}"
         try:
+            writing.mkdir()
             _write_images(dataset, processor, image_column, writing, on_bad_image, num_threads, progress)
             os.replace(writing, folder)
         except BaseException:
@@ -442,7 +451,7 @@ def _check_batching(batch_size, seed, process_index, num_processes) -> None:
         )
     if batch_size < num_processes:
         raise ValueError(
-            f"A global batch of {batch_size} cannot be shared by {num_processes} processes: each needs at least one image."
+            f"A global batch of {batch_size} cannot be shared by {num_processes} processes: each needs an image."
         )
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
@@ -456,15 +465,17 @@ def _rank_slice(num_rows: int, process_index: int, num_processes: int) -> slice:
 class ImageBatches:
     """Batches of an `ImageArrays`, the same whatever the number of processes.
 
-    `batch_size` is global. Rank r gets its contiguous slice of each global batch, as even as possible, so the ranks' slices one after
-    the other are the single-process batch, and every rank yields the same number of batches. The order of an epoch depends on
-    (seed, epoch) only: an own generator, never the global ones, so position is all that a resume needs: `set_epoch(e)`, then `iterate(start_batch=k)`
-    continues exactly and reads none of the rows before.
+    `batch_size` is global. Rank r gets its contiguous slice of each global batch, as even as possible, so the ranks'
+    slices one after the other are the single-process batch, and every rank yields the same number of batches. The
+    order of an epoch depends on (seed, epoch) only: an own generator, never the global ones, so position is all that
+    a resume needs: `set_epoch(e)`, then `iterate(start_batch=k)` continues exactly and reads none of the rows before.
 
-    Yields dicts: `images` uint8 (rank_batch_size, num_channels, height, width), and `labels` int64 (rank_batch_size,) where there are any.
+    Yields dicts: `images` uint8 (rank_batch_size, num_channels, height, width), and `labels` int64 (rank_batch_size,)
+    where there are any.
 
     Raises:
-        ValueError: no batch comes out at all; or the last, partial batch of `drop_last=False` has fewer images than processes.
+        ValueError: no batch comes out at all; or the last, partial batch of `drop_last=False` has fewer images than
+            processes.
     """
 
     def __init__(
@@ -488,8 +499,8 @@ class ImageBatches:
         last = len(arrays) % batch_size
         if not drop_last and 0 < last < num_processes:
             raise ValueError(
-                f"The last batch of {len(arrays)} images has {last} of {batch_size}, fewer than the {num_processes} processes: "
-                "set drop_last to True or choose another batch_size."
+                f"The last batch of {len(arrays)} images has {last} of {batch_size}, fewer than the {num_processes} "
+                "processes: set drop_last to True or choose another batch_size."
             )
         self.arrays, self.batch_size, self.shuffle, self.seed, self.drop_last = (
             arrays,
@@ -541,14 +552,14 @@ class ImageBatches:
 class StreamingImageBatches:
     """`ImageBatches` over a `datasets.IterableDataset`: for corpora larger than disk.
 
-    Every rank reads the whole stream but decodes its own slice of each global batch only, so the batches are those of a single process.
-    Differences that a stream forces:
+    Every rank reads the whole stream but decodes its own slice of each global batch only, so the batches are those of
+    a single process. Differences that a stream forces:
 
     - `len()` raises `TypeError` unless `num_rows` is given: train by steps.
     - `shuffle=True` shuffles within a buffer of `buffer_size` rows (and the order of files), by (seed, epoch).
     - `iterate(start_batch=k)` is exact, but has to read (not decode) the rows before.
-    - With `on_bad_image="skip"` a batch is `batch_size` rows of the stream without the bad ones; `skipped` lists the positions in the
-      epoch's stream that this rank left out.
+    - With `on_bad_image="skip"` a batch is `batch_size` rows of the stream without the bad ones; `skipped` lists the
+      positions in the epoch's stream that this rank left out.
     - A last batch with fewer rows than processes is dropped, with a warning.
     """
 
@@ -629,15 +640,15 @@ class StreamingImageBatches:
                 image = _decode_or_error(values[index], self._feature, self.processor)
                 if isinstance(image, Exception):
                     if self.on_bad_image == "raise":
-                        place = f"Bad image in row {position + index} of the stream (epoch {self.epoch}), column {self.image_column!r}"
-                        raise _bad_image(image, place, values[index])
+                        place = f"Bad image in row {position + index} of the stream (epoch {self.epoch})"
+                        raise _bad_image(image, f"{place}, column {self.image_column!r}", values[index])
                     self.skipped.append(position + index)
                 else:
                     images.append(image)
                     kept.append(index)
             if not images:
                 raise BadImageError(
-                    f"All {own.stop - own.start} images of rows {position + own.start}..{position + own.stop - 1} of the stream are bad."
+                    f"All images in rows {position + own.start}..{position + own.stop - 1} of the stream are bad."
                 )
             item = {"images": torch.from_numpy(np.stack(images))}
             if self.label_column:
