@@ -1,0 +1,383 @@
+"""Ask a model every question it can answer, and write the answers as `metrics.json`.
+
+What is measured depends on what a model offers, never on its name:
+
+    every model                                   reconstruction: mse, psnr, ssim
+    encode(...).log_variance and                  likelihood: nll, elbo, kl (nats per image), bits_per_dimension,
+      reconstruction_log_likelihood(...)          active_units
+    decode_codes(...)                             codes: usage and perplexity, on both splits; PCA of equal bits
+    latents no larger than an image               PCA of the same size; with labels, a linear probe beside PCA and pixels
+
+What could not be measured is listed with its reason under `not_measured`, so that a missing number is never a riddle.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.images import to_pixel_values
+from .baselines import MAX_PCA_DIMS, fit_pca, fit_quantized_pca, pca_reconstruction_mse
+from .checks import check_positive, check_uint8_images
+from .codes import CodeUsage
+from .likelihood import (
+    ActiveUnits,
+    binarize_images,
+    bits_per_dimension,
+    dequantize_images,
+    importance_sampled_log_likelihood,
+)
+from .probe import linear_probe
+from .reconstruction import ReconstructionMeter, why_no_ssim
+
+DEFAULT_BATCH_SIZE = 500
+DEFAULT_IMPORTANCE_SAMPLES = 200
+
+LIKELIHOOD_IMAGES = {
+    "bernoulli": "drawn as binary images from the grey levels",
+    "gaussian": "8-bit levels with uniform noise added (dequantised)",
+    "discretized_logistic": "8-bit levels as they are",
+}
+
+
+def evaluate_model(
+    model,
+    train,
+    validation,
+    *,
+    corpus: dict[str, Any],
+    num_importance_samples: int = DEFAULT_IMPORTANCE_SAMPLES,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    seed: int = 0,
+    command: str | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measure a trained model on the rows of `validation`; `train` serves baselines, probe and training code usage.
+
+    Args:
+        model: an image auto-encoder of this package. Evaluated on the device and in the dtype it has, in evaluation mode.
+        train, validation: `ImageArrays` (`.images` uint8 (rows, channels, height, width), maybe memory-mapped;
+            `.labels` int64 (rows,) or None), made with the processor of the model.
+        corpus: what the numbers were measured on, at least `{"name": ..., "split": ...}`; rows are added.
+        num_importance_samples: k of the importance-sampled likelihood.
+        batch_size: images at once; no result depends on it beyond rounding.
+        seed: of the noise in the likelihood.
+        command: how to repeat this; the command line of this process by default.
+        progress: show progress bars.
+
+    Returns:
+        A dictionary ready for JSON: `model_type`, `name`, `corpus`, `metrics` and `baselines` (flat, numbers only),
+        `not_measured` (name to reason), `settings`, `seed`, `command`, `machine`, `versions`, `date` (UTC).
+    """
+    for name, arrays in (("train.images", train.images), ("validation.images", validation.images)):
+        check_uint8_images(name, arrays)
+    if missing := {"name", "split"} - set(corpus):
+        raise ValueError(f"`corpus` must name what was measured, it lacks {sorted(missing)}")
+    check_positive("num_importance_samples", num_importance_samples)
+    check_positive("batch_size", batch_size)
+
+    config = model.config
+    not_measured: dict[str, str] = {}
+    settings: dict[str, Any] = {"batch_size": batch_size, "dtype": str(model.dtype).removeprefix("torch.")}
+    baselines: dict[str, float] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        metrics = reconstruction_metrics(model, validation.images, batch_size=batch_size, progress=progress)
+        if not math.isfinite(metrics["psnr"]):
+            del metrics["psnr"]
+            not_measured["psnr"] = "infinite: every reconstruction is exact"
+        if reason := why_no_ssim(validation.images.shape[2:]):
+            not_measured["ssim"] = reason
+
+        if hasattr(model, "reconstruction_log_likelihood"):
+            metrics |= likelihood_metrics(
+                model,
+                validation.images,
+                num_importance_samples,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+            )
+            settings["num_importance_samples"] = num_importance_samples
+            settings["likelihood_images"] = LIKELIHOOD_IMAGES[config.likelihood]
+
+        has_codes = hasattr(model, "decode_codes")
+        latent_size, image_size = math.prod(config.latent_shape), math.prod(validation.images.shape[1:])
+        compact = latent_size <= image_size
+        labelled = compact and train.labels is not None and validation.labels is not None
+        if not compact:
+            reason = f"the {latent_size} latents outnumber the {image_size} numbers of an image"
+            not_measured |= {"linear_probe": reason, "pca_same_size": reason}
+        elif not labelled:
+            not_measured["linear_probe"] = "the corpus has no labels"
+        if has_codes or labelled:
+            encoded = {
+                split: encode_images(
+                    model,
+                    arrays.images,
+                    batch_size=batch_size,
+                    keep_latents=labelled,
+                    progress=f"encode {split}" if progress else None,
+                )
+                for split, arrays in (("train", train), ("validation", validation))
+            }
+        if has_codes:
+            metrics |= code_metrics(encoded["validation"].codes, config.num_codes)
+            metrics |= {f"train_{k}": v for k, v in code_metrics(encoded["train"].codes, config.num_codes).items()}
+            metrics["bits_per_image"] = float(config.bits_per_input)
+
+        pca = None
+        if image_size > MAX_PCA_DIMS:
+            not_measured["pca"] = f"images of {image_size} dimensions are beyond the exact PCA of {MAX_PCA_DIMS}"
+        elif compact or has_codes:
+            pca = fit_pca(train.images)
+        if pca is not None and compact:
+            baselines["pca_same_size_components"] = latent_size
+            baselines["pca_same_size_mse"] = pca_reconstruction_mse(pca, validation.images, latent_size)
+        if pca is not None and has_codes:
+            quantized = fit_quantized_pca(pca, train.images, config.bits_per_input)
+            baselines["pca_equal_bits"] = quantized.bits
+            baselines["pca_equal_bits_mse"] = quantized.mse(validation.images)
+
+        if labelled:
+            features = {
+                "latents": [encoded["train"].latents, encoded["validation"].latents],
+                "raw_pixels": [train.images, validation.images],
+            }
+            if pca is not None:
+                features["pca_same_size"] = [pca.encode(x.images, latent_size) for x in (train, validation)]
+            for name in tqdm(features, desc="linear probe", disable=not progress):
+                result = _probe(*features[name], train.labels, validation.labels)
+                (metrics if name == "latents" else baselines)[
+                    "linear_probe_accuracy" if name == "latents" else f"{name}_linear_probe_accuracy"
+                ] = result.accuracy
+                if not result.converged:
+                    settings[f"{name}_probe_iteration_limit_reached"] = result.num_iterations
+    finally:
+        model.train(was_training)
+
+    return {
+        "model_type": config.model_type,
+        "name": _variant_name(config.model_type),
+        "corpus": {**corpus, "rows": len(validation.images), "train_rows": len(train.images)},
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "baselines": {name: float(value) for name, value in baselines.items()},
+        "not_measured": not_measured,
+        "settings": settings,
+        "seed": seed,
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": describe_machine(model.device),
+        "versions": library_versions(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_metrics(path: str | os.PathLike, result: dict[str, Any]) -> Path:
+    """Write what `evaluate_model` returned as JSON, whole or not at all; refuses NaN and infinity. Returns the path."""
+    path = Path(path)
+    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+# One question each
+
+
+@torch.inference_mode()
+def reconstruction_metrics(
+    model, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE, progress: bool = False
+) -> dict[str, float]:
+    """`mse`, `psnr` and, where it can be had, `ssim` of a model over uint8 images (rows, channels, height, width)."""
+    meter = ReconstructionMeter()
+    for pixel_values in pixel_value_batches(model, images, batch_size, "reconstruct" if progress else None):
+        meter.update(pixel_values, model(pixel_values, return_loss=False).reconstruction)
+    return meter.compute()
+
+
+@torch.inference_mode()
+def likelihood_metrics(
+    model,
+    images: np.ndarray,
+    num_importance_samples: int = DEFAULT_IMPORTANCE_SAMPLES,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    seed: int = 0,
+    max_decoder_rows: int = 8192,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Importance-sampled likelihood of a VAE over uint8 images (rows, channels, height, width).
+
+    The images are made into what the likelihood is a distribution of: a Bernoulli gets binary images drawn from the grey
+    levels, a Gaussian density gets dequantised ones, the discretised logistic the 8-bit levels themselves.
+
+    Returns:
+        `nll`: -log p(x), importance-sampled; `elbo`; `kl`: nats per image. `bits_per_dimension`: of `nll`, per binary
+        pixel (Bernoulli) or per 8-bit level; a Gaussian's by the 256-level convention. `active_units`: latents whose
+        posterior mean varies by more than 0.01 over the images.
+    """
+    likelihood = model.config.likelihood
+    if likelihood not in LIKELIHOOD_IMAGES:
+        raise ValueError(f"no rule for likelihood {likelihood!r}, there is one for {', '.join(LIKELIHOOD_IMAGES)}")
+    image_noise, latent_noise = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    units = ActiveUnits()
+    sums = {"log_likelihood": 0.0, "elbo": 0.0, "kl": 0.0}
+    for pixel_values in pixel_value_batches(model, images, batch_size, "likelihood" if progress else None):
+        if likelihood == "bernoulli":
+            pixel_values = binarize_images(pixel_values, generator=image_noise)
+        elif likelihood == "gaussian":
+            pixel_values = dequantize_images(pixel_values, generator=image_noise)
+        estimate = importance_sampled_log_likelihood(
+            model, pixel_values, num_importance_samples, generator=latent_noise, max_decoder_rows=max_decoder_rows
+        )
+        units.update(model.encode(pixel_values).mean)
+        for name in sums:
+            sums[name] += getattr(estimate, name).sum().item()
+    means = {name: total / len(images) for name, total in sums.items()}
+    if not math.isfinite(means["log_likelihood"]):
+        raise ValueError(f"the mean log-likelihood is {means['log_likelihood']}: the model's weights are not usable")
+    return {
+        "nll": -means["log_likelihood"],
+        "elbo": means["elbo"],
+        "kl": means["kl"],
+        "bits_per_dimension": bits_per_dimension(
+            means["log_likelihood"], math.prod(images.shape[1:]), density=likelihood == "gaussian"
+        ),
+        "active_units": units.compute(),
+    }
+
+
+def code_metrics(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
+    """Usage and perplexity of codes (rows, num_codebooks, ...) over a whole split.
+
+    Returns:
+        `code_usage` and `code_perplexity`, means over the codebooks; where there are several, also
+        `code_usage_0`, `code_perplexity_0` and so on.
+    """
+    counter = CodeUsage(codebook_size, codes.shape[1])
+    for first in range(0, len(codes), 65536):
+        counter.update(torch.from_numpy(codes[first : first + 65536].astype(np.int64)))
+    result = {}
+    for name, values in (("code_usage", counter.usage()), ("code_perplexity", counter.perplexity())):
+        result[name] = values.mean().item()
+        if len(values) > 1:
+            result |= {f"{name}_{index}": value for index, value in enumerate(values.tolist())}
+    return result
+
+
+class EncodedImages(NamedTuple):
+    """The codes of a split."""
+
+    latents: np.ndarray | None
+    """(rows, *latent_shape) float32; None where they were not kept"""
+    codes: np.ndarray | None
+    """(rows, num_codebooks, ...) int32; None for models without a discrete code"""
+
+
+@torch.inference_mode()
+def encode_images(
+    model,
+    images: np.ndarray,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    keep_latents: bool = True,
+    progress: str | None = None,
+) -> EncodedImages:
+    """Encode uint8 images (rows, channels, height, width) in batches.
+
+    Args:
+        keep_latents: False returns the codes alone, which take far less memory than the latents they stand for.
+        progress: label of the progress bar; none by default.
+    """
+    latents: list[np.ndarray] = []
+    codes: list[np.ndarray] = []
+    for pixel_values in pixel_value_batches(model, images, batch_size, progress):
+        output = model.encode(pixel_values)
+        if keep_latents:
+            latents.append(output.latents.float().cpu().numpy())
+        if getattr(output, "codes", None) is not None:
+            codes.append(output.codes.cpu().numpy().astype(np.int32))
+    return EncodedImages(
+        np.concatenate(latents) if latents else None,
+        np.concatenate(codes) if codes else None,
+    )
+
+
+def pixel_value_batches(
+    model, images: np.ndarray, batch_size: int, progress: str | None = None
+) -> Iterator[torch.Tensor]:
+    """Batches of uint8 images as float32 `pixel_values` in [0, 1] on the model's device, in order."""
+    check_uint8_images("images", images)
+    check_positive("batch_size", batch_size)
+    with tqdm(total=len(images), desc=progress, unit="image", disable=progress is None, leave=False) as bar:
+        for first in range(0, len(images), batch_size):
+            batch = np.ascontiguousarray(images[first : first + batch_size])
+            if not batch.flags.writeable:
+                batch = batch.copy()  # torch warns about read-only memory
+            yield to_pixel_values(torch.from_numpy(batch), model.device)
+            bar.update(len(batch))
+
+
+def _probe(train_features, validation_features, train_labels, validation_labels):
+    """`linear_probe` over the rows that have a label (a label below 0 means none)."""
+    train_rows, validation_rows = np.asarray(train_labels) >= 0, np.asarray(validation_labels) >= 0
+    return linear_probe(
+        np.asarray(train_features)[train_rows],
+        np.asarray(train_labels)[train_rows],
+        np.asarray(validation_features)[validation_rows],
+        np.asarray(validation_labels)[validation_rows],
+    )
+
+
+# Where and with what
+
+
+def describe_machine(device: torch.device | None = None) -> str:
+    """One line: processor, number of cores, the GPU in use if any, torch version."""
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            processor = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [processor, f"{cores} cores", f"torch {torch.__version__}"]
+    if device is not None and device.type == "cuda":
+        parts.insert(2, torch.cuda.get_device_name(device))
+    return ", ".join(parts)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the numbers."""
+    names = ("hf-autoencoders", "torch", "transformers", "datasets", "numpy", "scikit-learn", "torchmetrics")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _variant_name(model_type: str) -> str:
+    """The short name of a variant in the registry, or its model type."""
+    from ..registry import VARIANTS
+
+    return VARIANTS[model_type].name if model_type in VARIANTS else model_type

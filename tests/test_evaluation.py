@@ -1,0 +1,541 @@
+"""The mathematics of the evaluation: analytic values, invariances, comparisons with scikit-learn and brute force."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA as SklearnPCA
+
+from hf_autoencoders.data import ImageArrays
+from hf_autoencoders.evaluation import baselines, pictures
+from hf_autoencoders.evaluation.codes import CodeUsage
+from hf_autoencoders.evaluation.evaluate import (
+    code_metrics,
+    encode_images,
+    evaluate_model,
+    likelihood_metrics,
+    reconstruction_metrics,
+    write_metrics,
+)
+from hf_autoencoders.evaluation.likelihood import (
+    ActiveUnits,
+    binarize_images,
+    bits_per_dimension,
+    dequantize_images,
+    gaussian_kl,
+    importance_sampled_log_likelihood,
+)
+from hf_autoencoders.evaluation.probe import linear_probe
+from hf_autoencoders.evaluation.reconstruction import (
+    ReconstructionMeter,
+    peak_signal_to_noise_ratio,
+    squared_error,
+    structural_similarity,
+)
+
+# Reconstruction
+
+
+def test_mse_is_exact_over_unequal_batches():
+    images, reconstruction = torch.rand(7, 3, 12, 13), torch.rand(7, 3, 12, 13)
+    meter = ReconstructionMeter()
+    for first, last in ((0, 3), (3, 6), (6, 7)):
+        meter.update(images[first:last], reconstruction[first:last])
+    result = meter.compute()
+    expected = (images.double() - reconstruction.double()).square().mean().item()
+    assert result["mse"] == pytest.approx(expected, rel=1e-6)
+    assert result["psnr"] == pytest.approx(10 * math.log10(1 / expected), rel=1e-6)
+    assert result["ssim"] == pytest.approx(structural_similarity(images, reconstruction).mean().item(), rel=1e-9)
+
+
+def test_psnr_of_known_errors():
+    assert peak_signal_to_noise_ratio(0.01) == pytest.approx(20)
+    assert peak_signal_to_noise_ratio(1.0) == pytest.approx(0)
+    assert peak_signal_to_noise_ratio(0.0) == math.inf
+    with pytest.raises(ValueError, match=">= 0"):
+        peak_signal_to_noise_ratio(math.nan)
+
+
+def test_squared_error_of_a_constant_difference():
+    images = torch.full((4, 1, 5, 6), 0.25)
+    assert squared_error(images, images + 0.5).tolist() == pytest.approx([0.25] * 4)
+
+
+def test_ssim_of_constant_images_is_the_luminance_term():
+    # without structure SSIM is (2 a b + c1) / (a^2 + b^2 + c1), c1 = 0.01^2
+    a, b, c1 = 0.2, 0.6, 0.01**2
+    score = structural_similarity(torch.full((1, 1, 16, 16), a), torch.full((1, 1, 16, 16), b))
+    assert score.item() == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), rel=1e-3)
+
+
+def test_ssim_is_one_for_equal_images_symmetric_and_of_each_image():
+    first, second = torch.rand(3, 3, 16, 17), torch.rand(3, 3, 16, 17)
+    assert structural_similarity(first, first).tolist() == pytest.approx([1, 1, 1])
+    forward = structural_similarity(first, second)
+    assert torch.allclose(forward, structural_similarity(second, first))
+    assert forward[1:2].item() == pytest.approx(structural_similarity(first[1:2], second[1:2]).item(), rel=1e-5)
+
+
+def test_images_below_the_ssim_window_are_refused_by_the_function_and_left_out_by_the_meter():
+    images = torch.rand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="8 x 8 are smaller than one window"):
+        structural_similarity(images, images)
+    meter = ReconstructionMeter()
+    meter.update(images, images * 0.5)
+    assert set(meter.compute()) == {"mse", "psnr"}
+
+
+@pytest.mark.parametrize(
+    ("images", "reconstruction", "error", "message"),
+    [
+        (torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 1), ValueError, r"same shape.*\(2, 1, 8, 8\).*\(2, 1, 8, 1\)"),
+        (torch.rand(2, 8, 8), torch.rand(2, 8, 8), ValueError, r"\(batch_size, channels, height, width\)"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.rand(2, 1, 8, 8), TypeError, "torch.uint8"),
+        (np.zeros((2, 1, 8, 8)), torch.rand(2, 1, 8, 8), TypeError, "ndarray"),
+        (torch.rand(0, 1, 8, 8), torch.rand(0, 1, 8, 8), ValueError, "at least one image"),
+    ],
+)
+def test_reconstruction_refuses(images, reconstruction, error, message):
+    with pytest.raises(error, match=message):
+        squared_error(images, reconstruction)
+
+
+def test_a_reconstruction_of_nan_is_an_error_not_a_number():
+    meter = ReconstructionMeter()
+    meter.update(torch.rand(1, 1, 8, 8), torch.full((1, 1, 8, 8), math.nan))
+    with pytest.raises(ValueError, match="NaN"):
+        meter.compute()
+
+
+# Likelihood
+
+
+class LinearGaussian:
+    """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I), q(z|x) = the true posterior, moved by `shift` standard deviations.
+
+    p(x) = N(b, W W^T + s^2 I) and, as long as W^T W is diagonal, the true posterior is a diagonal Gaussian.
+    """
+
+    def __init__(self, num_dims=12, latent_size=3, scale=0.3, shift=0.0, widen=1.0):
+        generator = torch.Generator().manual_seed(1)
+        basis = torch.linalg.qr(torch.randn(num_dims, latent_size, generator=generator, dtype=torch.float64))[0]
+        self.weight = basis * torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64)
+        self.bias = torch.rand(num_dims, generator=generator, dtype=torch.float64)
+        self.scale, self.shift, self.widen = scale, shift, widen
+        self.largest_batch = 0
+
+    def encode(self, pixel_values):
+        x = pixel_values.flatten(1).double()
+        precision = 1 + self.weight.square().sum(dim=0) / self.scale**2
+        mean = (x - self.bias) @ self.weight / self.scale**2 / precision
+        deviation = precision.rsqrt()
+        mean = mean + self.shift * deviation
+        log_variance = (2 * (self.widen * deviation).log()).expand_as(mean)
+        return type("Posterior", (), {"mean": mean.float(), "log_variance": log_variance.float()})
+
+    def reconstruction_log_likelihood(self, pixel_values, latents):
+        self.largest_batch = max(self.largest_batch, len(latents))
+        difference = pixel_values.flatten(1).double() - latents.double() @ self.weight.T - self.bias
+        log_density = -0.5 * (difference / self.scale).square() - math.log(self.scale) - 0.5 * math.log(2 * math.pi)
+        return log_density.sum(dim=1)
+
+    def log_likelihood(self, pixel_values):
+        covariance = self.weight @ self.weight.T + self.scale**2 * torch.eye(len(self.bias), dtype=torch.float64)
+        return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(pixel_values.flatten(1).double())
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 17])
+def test_likelihood_is_exact_for_any_number_of_samples_under_the_true_posterior(num_samples):
+    model, images = LinearGaussian(), torch.rand(5, 1, 3, 4)
+    estimate = importance_sampled_log_likelihood(model, images, num_samples, generator=np.random.default_rng(0))
+    assert estimate.log_likelihood.dtype == torch.float64
+    torch.testing.assert_close(estimate.log_likelihood, model.log_likelihood(images), rtol=0, atol=2e-5)
+
+
+def test_likelihood_converges_from_below_under_another_posterior():
+    model, images = LinearGaussian(shift=0.7, widen=1.4), torch.rand(400, 1, 3, 4)
+    exact = model.log_likelihood(images).mean().item()
+    generator = np.random.default_rng(0)
+    gaps = [
+        exact - importance_sampled_log_likelihood(model, images, k, generator=generator).log_likelihood.mean().item()
+        for k in (1, 4, 16, 64, 1024)
+    ]
+    assert all(wider > narrower for wider, narrower in zip(gaps, gaps[1:], strict=False))
+    assert gaps[0] > 0.5 and abs(gaps[-1]) < 0.01
+
+
+def test_elbo_is_the_likelihood_minus_the_divergence_from_the_true_posterior():
+    model, images = LinearGaussian(shift=0.7, widen=1.4), torch.rand(50, 1, 3, 4)
+    estimate = importance_sampled_log_likelihood(model, images, 4000, generator=np.random.default_rng(0))
+    divergence = 3 * (0.5 * (1.4**2 + 0.7**2 - 1) - math.log(1.4))  # KL(N(shift, widen^2) || N(0, 1)) of each latent
+    gap = (model.log_likelihood(images) - estimate.elbo).mean().item()
+    assert gap == pytest.approx(divergence, rel=0.02)
+    assert (estimate.elbo < estimate.log_likelihood).all()
+
+
+def test_likelihood_does_not_depend_on_batches_or_memory_bound():
+    model, images = LinearGaussian(shift=0.5), torch.rand(11, 1, 3, 4)
+    whole = importance_sampled_log_likelihood(model, images, 10, generator=np.random.default_rng(3))
+    for rows, batch in ((1, 11), (4, 11), (10, 3), (35, 5), (8192, 1)):
+        generator = np.random.default_rng(3)
+        parts = [
+            importance_sampled_log_likelihood(model, part, 10, generator=generator, max_decoder_rows=rows)
+            for part in images.split(batch)
+        ]
+        for field in ("log_likelihood", "elbo", "kl"):
+            together = torch.cat([getattr(part, field) for part in parts])
+            torch.testing.assert_close(together, getattr(whole, field), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("max_decoder_rows", [1, 7, 64])
+def test_likelihood_decodes_no_more_rows_at_once_than_allowed_and_honours_k(max_decoder_rows):
+    class Counting(LinearGaussian):
+        total = 0
+
+        def reconstruction_log_likelihood(self, pixel_values, latents):
+            self.total += len(latents)
+            return super().reconstruction_log_likelihood(pixel_values, latents)
+
+    model = Counting()
+    images = torch.rand(6, 1, 3, 4)
+    importance_sampled_log_likelihood(
+        model, images, 13, generator=np.random.default_rng(0), max_decoder_rows=max_decoder_rows
+    )
+    assert model.total == 6 * 13
+    assert model.largest_batch <= max_decoder_rows
+
+
+def test_likelihood_equals_the_definition_by_brute_force():
+    model, images = LinearGaussian(shift=0.5, widen=0.8), torch.rand(3, 1, 3, 4)
+    noise = torch.from_numpy(np.random.default_rng(5).standard_normal((3, 6, 3), dtype=np.float32)).double()
+    posterior = model.encode(images)
+    mean, deviation = posterior.mean.double(), (0.5 * posterior.log_variance.double()).exp()
+    weights = torch.empty(3, 6, dtype=torch.float64)
+    for i in range(3):
+        q = torch.distributions.Normal(mean[i], deviation[i])
+        for k in range(6):
+            z = mean[i] + deviation[i] * noise[i, k]
+            log_p_z = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+            log_p_x = model.reconstruction_log_likelihood(images[i : i + 1], z[None])[0]
+            weights[i, k] = (log_p_x + log_p_z - q.log_prob(z).sum()).exp()
+    estimate = importance_sampled_log_likelihood(model, images, 6, generator=np.random.default_rng(5))
+    torch.testing.assert_close(estimate.log_likelihood, weights.mean(dim=1).log(), rtol=0, atol=1e-5)
+
+
+def test_likelihood_of_thousands_of_nats_neither_overflows_nor_loses_digits():
+    class Shifted(LinearGaussian):
+        def reconstruction_log_likelihood(self, pixel_values, latents):
+            return super().reconstruction_log_likelihood(pixel_values, latents) - 5000
+
+    images = torch.rand(4, 1, 3, 4)
+    plain = importance_sampled_log_likelihood(LinearGaussian(shift=1.0), images, 50, generator=np.random.default_rng(0))
+    moved = importance_sampled_log_likelihood(Shifted(shift=1.0), images, 50, generator=np.random.default_rng(0))
+    torch.testing.assert_close(moved.log_likelihood, plain.log_likelihood - 5000, rtol=0, atol=1e-9)
+
+
+def test_likelihood_leaves_the_global_random_state_alone():
+    images = torch.rand(2, 1, 3, 4)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    importance_sampled_log_likelihood(LinearGaussian(), images, 5, generator=np.random.default_rng(0))
+    assert torch.equal(state, torch.get_rng_state()) and (numpy_state == np.random.get_state()[1]).all()
+
+
+def test_likelihood_refuses_bad_input():
+    generator = np.random.default_rng(0)
+    images = torch.rand(2, 1, 3, 4)
+    with pytest.raises(ValueError, match=r"\[0, 1\], got values from"):
+        importance_sampled_log_likelihood(LinearGaussian(), images * 255, 5, generator=generator)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        importance_sampled_log_likelihood(LinearGaussian(), images * math.nan, 5, generator=generator)
+    for k in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="num_samples"):
+            importance_sampled_log_likelihood(LinearGaussian(), images, k, generator=generator)
+
+
+def test_gaussian_kl_against_torch():
+    mean, log_variance = torch.randn(4, 5), torch.randn(4, 5)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean.double(), (0.5 * log_variance.double()).exp()),
+        torch.distributions.Normal(torch.zeros(4, 5, dtype=torch.float64), 1.0),
+    ).sum(dim=1)
+    torch.testing.assert_close(gaussian_kl(mean, log_variance), expected)
+    with pytest.raises(ValueError, match=r"\(4, 5\) and \(4, 1\)"):
+        gaussian_kl(mean, log_variance[:, :1])
+
+
+def test_bits_per_dimension():
+    assert bits_per_dimension(-784 * math.log(2), 784, density=False) == pytest.approx(1)
+    # the uniform density on [0, 1] gives each of 256 levels the same probability: 8 bits
+    assert bits_per_dimension(0.0, 784, density=True) == pytest.approx(8)
+    # a density of 256 on one level's cell is probability 1: no bits
+    assert bits_per_dimension(784 * math.log(256), 784, density=True) == pytest.approx(0)
+
+
+def test_binarized_images_have_the_grey_levels_as_their_mean():
+    grey = torch.tensor([0.0, 0.2, 0.7, 1.0]).view(1, 1, 2, 2).expand(20000, 1, 2, 2)
+    binary = binarize_images(grey, generator=np.random.default_rng(0))
+    assert set(binary.unique().tolist()) == {0.0, 1.0}
+    means = binary.mean(dim=0).flatten().tolist()
+    assert means[0] == 0 and means[3] == 1
+    assert means[1:3] == pytest.approx([0.2, 0.7], abs=0.015)
+
+
+def test_binarized_images_follow_the_seed_not_the_batches():
+    grey = torch.rand(10, 1, 3, 5)
+    whole = binarize_images(grey, generator=np.random.default_rng(1))
+    generator = np.random.default_rng(1)
+    assert torch.equal(whole, torch.cat([binarize_images(part, generator=generator) for part in grey.split(3)]))
+    assert not torch.equal(whole, binarize_images(grey, generator=np.random.default_rng(2)))
+    assert torch.equal(whole, binarize_images(whole, generator=generator)), "binary images stay as they are"
+
+
+def test_dequantized_images_stay_in_their_cells():
+    levels = torch.arange(256).view(1, 1, 16, 16).expand(50, 1, 16, 16)
+    images = dequantize_images(levels / 255, generator=np.random.default_rng(0))
+    assert torch.equal((images * 256).floor().long(), levels)
+    assert (images * 256 - levels).mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_active_units_against_numpy_and_large_offsets():
+    means = torch.randn(1000, 4) * torch.tensor([1.0, 0.11, 0.09, 0.0]) + torch.tensor([0.0, 1000.0, 5.0, 3.0])
+    units = ActiveUnits()
+    for part in means.split(333):
+        units.update(part)
+    np.testing.assert_allclose(units.variances().numpy(), means.double().numpy().var(axis=0), rtol=1e-9, atol=1e-15)
+    assert units.compute() == int((means.double().numpy().var(axis=0) > 0.01).sum()) == 2
+
+
+# Codes
+
+
+def test_code_usage_and_perplexity_of_known_counts():
+    usage = CodeUsage(8, num_codebooks=2)
+    uniform = torch.arange(8).repeat(4).view(4, 1, 8)
+    usage.update(torch.cat([uniform, torch.full_like(uniform, 3)], dim=1))
+    assert usage.usage().tolist() == [1.0, 1 / 8]
+    assert usage.perplexity().tolist() == pytest.approx([8, 1])
+
+
+def test_code_usage_is_of_the_split_not_of_the_batches():
+    codes = torch.randint(0, 50, (64, 1, 3, 3))
+    whole, parts = CodeUsage(64), CodeUsage(64)
+    whole.update(codes)
+    for part in codes.split(5):
+        parts.update(part)
+    assert torch.equal(whole.counts, parts.counts)
+    _, counts = np.unique(codes.numpy(), return_counts=True)
+    frequencies = counts / counts.sum()
+    assert whole.perplexity().item() == pytest.approx(np.exp(-(frequencies * np.log(frequencies)).sum()))
+    assert whole.usage().item() == len(counts) / 64
+
+
+def test_code_metrics_reports_each_of_several_codebooks():
+    codes = np.stack([np.arange(4), np.zeros(4, dtype=np.int64)], axis=1)
+    metrics = code_metrics(codes, 4)
+    assert metrics["code_usage"] == pytest.approx((1 + 0.25) / 2)
+    assert metrics["code_perplexity_0"] == pytest.approx(4) and metrics["code_perplexity_1"] == pytest.approx(1)
+    assert set(code_metrics(codes[:, :1], 4)) == {"code_usage", "code_perplexity"}
+
+
+def test_code_usage_refuses():
+    usage = CodeUsage(8)
+    with pytest.raises(ValueError, match="no codes were counted"):
+        usage.perplexity()
+    with pytest.raises(ValueError, match=r"0 .. 7, got codes from 0 to 8"):
+        usage.update(torch.tensor([[0, 8]]).view(1, 1, 2))
+    with pytest.raises(ValueError, match=r"\(batch_size, 1, ...\)"):
+        usage.update(torch.zeros(2, 3, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match="float32"):
+        usage.update(torch.zeros(2, 1))
+
+
+# Baselines
+
+
+def structured_images(rows: int, seed: int = 0) -> np.ndarray:
+    """Images of low effective rank: (rows, 1, 6, 7) uint8."""
+    generator = np.random.default_rng(seed)
+    basis = np.random.default_rng(9).standard_normal((5, 42)) * np.array([[30], [20], [12], [6], [3]])
+    images = 128 + generator.standard_normal((rows, 5)) @ basis + generator.standard_normal((rows, 42)) * 2
+    return images.clip(0, 255).astype(np.uint8).reshape(rows, 1, 6, 7)
+
+
+def test_pca_agrees_with_scikit_learn():
+    train, validation = structured_images(500), structured_images(200, seed=1)
+    flat_train, flat_validation = (x.reshape(len(x), -1) / 255 for x in (train, validation))
+    reference = SklearnPCA(4, svd_solver="full").fit(flat_train)
+    pca = baselines.fit_pca(train, 4, batch_size=77)
+    np.testing.assert_allclose(pca.mean, reference.mean_, atol=1e-6)
+    np.testing.assert_allclose(np.abs(pca.components @ reference.components_.T), np.eye(4), atol=1e-3)
+    np.testing.assert_allclose(pca.variances, reference.explained_variance_ * 499 / 500, rtol=1e-4)
+    restored = reference.inverse_transform(reference.transform(flat_validation))
+    expected = np.square(restored - flat_validation).mean()
+    assert baselines.pca_reconstruction_mse(pca, validation, 4, batch_size=33) == pytest.approx(expected, rel=1e-4)
+
+
+def test_pca_error_falls_to_zero_with_all_components():
+    images = structured_images(300)
+    pca = baselines.fit_pca(images)
+    errors = [baselines.pca_reconstruction_mse(pca, images, k) for k in (1, 2, 3, 5, 20, 42)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-10
+
+
+def test_lloyd_max_of_a_gaussian_is_max_1960():
+    values = np.sort(np.random.default_rng(0).standard_normal(200_000))
+    # J. Max, "Quantizing for minimum distortion", 1960, table I: mean squared error for unit variance
+    for num_levels, expected in ((1, 1.0), (2, 0.3634), (4, 0.1175), (8, 0.03454), (16, 0.009497)):
+        levels = baselines.lloyd_max(values, num_levels)
+        assert len(levels) == num_levels
+        assert np.square(baselines.quantize(values, levels) - values).mean() == pytest.approx(expected, rel=0.02)
+    np.testing.assert_allclose(baselines.lloyd_max(values, 4), [-1.510, -0.4528, 0.4528, 1.510], atol=0.02)
+
+
+def test_quantize_picks_the_nearest_level():
+    levels, values = np.array([-2.0, 0.1, 0.5, 3.0]), np.random.default_rng(0).standard_normal(1000) * 2
+    nearest = levels[np.abs(values[:, None] - levels).argmin(axis=1)]
+    np.testing.assert_array_equal(baselines.quantize(values, levels), nearest)
+    np.testing.assert_array_equal(baselines.quantize(values, np.array([0.3])), np.full(1000, 0.3))
+
+
+def test_quantized_pca_keeps_its_budget_and_improves_with_it():
+    train, validation = structured_images(3000), structured_images(500, seed=1)
+    pca = baselines.fit_pca(train)
+    errors = []
+    for bits in (1, 4, 9, 18.5, 40, 120):
+        quantized = baselines.fit_quantized_pca(pca, train, bits)
+        assert bits - 1 <= quantized.bits <= bits + 1e-9
+        errors.append(quantized.mse(validation))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < np.square(validation.reshape(500, -1) / 255 - pca.mean).mean(), "a bit is better than none"
+
+
+def test_quantized_pca_is_close_to_the_rate_distortion_bound_of_a_gaussian():
+    generator = np.random.default_rng(0)
+    deviations = np.array([40, 30, 15, 8, 4, 2])
+    rotation = np.linalg.qr(generator.standard_normal((6, 6)))[0]
+    flat = 128 + (generator.standard_normal((40000, 6)) * deviations) @ rotation
+    images = np.rint(flat).clip(0, 255).astype(np.uint8).reshape(-1, 1, 2, 3)
+    pca = baselines.fit_pca(images)
+    for bits in (6, 12, 20):
+        # reverse water-filling: sum of 1/2 log2(variance / level) over the components above the level
+        low, high = 1e-12, pca.variances[0]
+        for _ in range(200):
+            level = math.sqrt(low * high)
+            rate = 0.5 * np.log2(np.maximum(pca.variances / level, 1)).sum()
+            low, high = (level, high) if rate > bits else (low, level)
+        bound = np.minimum(pca.variances, level).sum() / 6
+        error = baselines.fit_quantized_pca(pca, images, bits).mse(images)
+        # fixed-length scalar quantisers stay within pi sqrt(3) / 2 = 2.72 of the bound (Panter and Dite 1951)
+        assert bound < error < 2.72 * bound
+
+
+def test_quantized_pca_beats_every_uniform_allocation():
+    train = structured_images(3000)
+    pca = baselines.fit_pca(train)
+    best = baselines.fit_quantized_pca(pca, train, 12).mse(train)
+    coefficients = pca.encode(train)
+    for num_components, bits in ((1, 12), (2, 6), (3, 4), (4, 3), (6, 2), (12, 1)):
+        restored = np.empty((len(train), num_components), dtype=np.float32)
+        for column in range(num_components):
+            values = coefficients[:, column].astype(np.float64)
+            levels = baselines.lloyd_max(np.sort(values), 2 ** min(bits, 8))
+            restored[:, column] = baselines.quantize(values, levels)
+        assert best < np.square(pca.decode(restored) - train.reshape(len(train), -1) / 255).mean()
+
+
+def test_baselines_refuse():
+    images = structured_images(50)
+    with pytest.raises(ValueError, match="uint8 array"):
+        baselines.fit_pca(images / 255)
+    with pytest.raises(ValueError, match="4096 dimensions, these images have 4225"):
+        baselines.fit_pca(np.zeros((3, 1, 65, 65), dtype=np.uint8))
+    with pytest.raises(ValueError, match="42 dimensions have no 43"):
+        baselines.fit_pca(images, 43)
+    pca = baselines.fit_pca(images, 2)
+    with pytest.raises(ValueError, match="holds 2 components, 3"):
+        baselines.pca_reconstruction_mse(pca, images, 3)
+    with pytest.raises(ValueError, match="num_bits"):
+        baselines.fit_quantized_pca(pca, images, 0)
+
+
+# Probe
+
+
+def test_linear_probe_finds_what_is_linear_and_only_that():
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((2000, 3)).astype(np.float32)
+    linear = (features @ [1.0, -2.0, 0.5] > 0).astype(np.int64)
+    exclusive_or = ((features[:, 0] > 0) ^ (features[:, 1] > 0)).astype(np.int64)
+    result = linear_probe(features[:1500], linear[:1500], features[1500:], linear[1500:])
+    assert result.accuracy > 0.97 and result.converged
+    assert linear_probe(features[:1500], exclusive_or[:1500], features[1500:], exclusive_or[1500:]).accuracy < 0.6
+
+
+def test_linear_probe_does_not_depend_on_scale_or_offset_of_a_feature():
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((600, 2, 2)).astype(np.float32)
+    labels = features.reshape(600, -1)[:, :3].argmax(axis=1)
+    moved = features * np.array([[1e-3, 50], [1, 7]], dtype=np.float32) + 3
+    plain = linear_probe(features[:400], labels[:400], features[400:], labels[400:])
+    assert linear_probe(moved[:400], labels[:400], moved[400:], labels[400:]).accuracy == pytest.approx(
+        plain.accuracy, abs=0.02
+    )
+
+
+def test_linear_probe_refuses():
+    features, labels = np.random.default_rng(0).standard_normal((20, 3)), np.arange(20) % 2
+    with pytest.raises(ValueError, match="two classes"):
+        linear_probe(features, labels * 0, features, labels)
+    with pytest.raises(ValueError, match=r"got \(20, 3\) and \(19,\)"):
+        linear_probe(features, labels[:19], features, labels)
+    with pytest.raises(ValueError, match="same size, got 3 and 2"):
+        linear_probe(features, labels, features[:, :2], labels)
+    with pytest.raises(ValueError, match="NaN"):
+        linear_probe(features * np.nan, labels, features, labels)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_tiny_images_are_enlarged_without_smoothing(channels, mode):
+    images = torch.rand(1, channels, 4, 5)
+    picture = pictures.image_grid(images)
+    assert picture.mode == mode
+    border, factor = pictures.GROUP_SEPARATOR, pictures.TILE_SIZE // 4
+    assert picture.size == (2 * border + 5 * factor, 2 * border + 4 * factor)
+    inner = np.asarray(picture)[border:-border, border:-border][::factor, ::factor]
+    expected = (images[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(inner.reshape(expected.shape), expected)
+
+
+def test_reconstructions_stand_below_their_originals():
+    images = torch.rand(5, 1, 8, 8)
+    picture = np.asarray(pictures.reconstruction_grid(images, 1 - images, columns=3))
+    tile, border = 72, pictures.GROUP_SEPARATOR
+    step = tile + pictures.SEPARATOR
+    for index in range(5):
+        top = border + (index // 3) * (2 * tile + pictures.SEPARATOR + pictures.GROUP_SEPARATOR)
+        left = border + (index % 3) * step
+        original = picture[top : top + tile : 9, left : left + tile : 9]
+        below = picture[top + step : top + step + tile : 9, left : left + tile : 9]
+        np.testing.assert_array_equal(original, (images[index, 0] * 255).round().byte().numpy())
+        np.testing.assert_array_equal(below, ((1 - images[index, 0]) * 255).round().byte().numpy())
+
+
+def test_pictures_clip_like_a_screen_and_refuse_other_shapes():
+    extremes = np.asarray(pictures.image_grid(torch.tensor([-3.0, 7.0]).view(1, 1, 1, 2)))
+    assert set(np.unique(extremes)) == {0, 255}
+    with pytest.raises(ValueError, match="1 channel .* or 3"):
+        pictures.image_grid(torch.rand(2, 2, 8, 8))
+    with pytest.raises(ValueError, match="same shape"):
+        pictures.reconstruction_grid(torch.rand(2, 1, 8, 8), torch.rand(3, 1, 8, 8))
+    with pytest.raises(ValueError, match="steps, channels, height, width"):
+        pictures.interpolation_strip(torch.rand(8, 8))
+    one, many = pictures.interpolation_strip(torch.rand(6, 1, 8, 8)), pictures.interpolation_strip(
+        torch.rand(2, 6, 1, 8, 8)
+    )
+    assert one.width == many.width and one.height < many.height
