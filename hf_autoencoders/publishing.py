@@ -1,0 +1,576 @@
+"""From a trained model to a folder, and to a repository on the Hub, that anyone can load.
+
+    save_for_hub(model, "vqvae-digits", image_processor=processor, metrics=metrics)
+    push_folder("vqvae-digits", "organisation/vqvae-digits")
+
+Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json`, the code
+that these name, `README.md` (the model card), `metrics.json`, `run.json` and pictures; [`published_files`] lists them.
+The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with what configuration, run and
+metrics say. What was not measured is not in it. Whoever edits a card takes its first comment line out; then it is theirs.
+
+`model.save_pretrained` and `model.push_to_hub` lead here too (`models/portable.py`).
+"""
+
+import ast
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
+
+from .registry import VARIANTS, Variant
+
+logger = logging.get_logger(__name__)
+
+CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
+METRICS, RUN = "metrics.json", "run.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICTURES = {
+    "reconstructions.png": "Validation images (above) and their reconstructions (below).",
+    "samples.png": "Samples from the prior.",
+}
+LICENSE = "apache-2.0"
+PRIVATE_ARGUMENTS = ("output_dir", "cache_dir", "hub_model_id")  # of a run: they say nothing about the model
+CARD_MARK = (
+    "<!-- Written by hf_autoencoders from config.json and metrics.json. Delete this line to keep your own edits. -->"
+)
+
+
+class IncompleteFolderError(ValueError):
+    """A folder that is not fit to be published; the message lists everything that is wrong with it."""
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def save_for_hub(
+    model,
+    output_dir: str | os.PathLike,
+    *,
+    image_processor=None,
+    metrics: Mapping | str | os.PathLike | None = None,
+    run: Mapping | str | os.PathLike | None = None,
+    pictures: Sequence[str | os.PathLike] = (),
+    model_id: str | None = None,
+    max_shard_size: int | str = "50GB",
+) -> Path:
+    """Write everything that a published model needs to a folder.
+
+    The files are written and checked beside their places first, then moved there one by one, so a save that fails (full
+    disk, wrong metrics) leaves an older good one untouched. Other files in the folder, such as checkpoints, stay.
+
+    Args:
+        model: a model of this package, also one that was loaded with `trust_remote_code=True`.
+        output_dir: the folder; it is made if needed.
+        image_processor: the processor the model was trained with; by default the one that fits its configuration.
+        metrics: what was measured, as written by `hf-autoencoders evaluate`, or a path to it. Without it, a
+            `metrics.json` that lies in the folder is kept.
+        run: how it was trained, as a training run's `run.json` has it (`{"command": ..., "arguments": {...},
+            "machine": ..., "versions": {...}}`), or a path to that; kept likewise.
+        pictures: PNG files to publish; the card shows `reconstructions.png` and `samples.png`, also those that lie in
+            the folder already.
+        model_id: `"organisation/name"`, for the card's code example. By default the folder's name until it is pushed.
+        max_shard_size: as in `save_pretrained`.
+
+    Returns:
+        Path: the folder.
+
+    Raises:
+        ValueError: a model of an unknown type, metrics of another model type, a folder that fails [`check_folder`].
+        FileNotFoundError: `metrics` or a picture that does not exist.
+    """
+    variant = variant_of(model.config)
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as name:
+        folder = Path(name)
+        if metrics is None and (output_dir / METRICS).is_file():
+            metrics = output_dir / METRICS
+        if metrics is not None:
+            _write_json(folder / METRICS, read_metrics(metrics, variant))
+        if run is None and (output_dir / RUN).is_file():
+            run = output_dir / RUN
+        if run is not None:
+            run = dict(run if isinstance(run, Mapping) else json.loads(Path(run).read_text("utf-8")))
+            arguments = run.get("arguments", {})
+            run["arguments"] = {name: value for name, value in arguments.items() if name not in PRIVATE_ARGUMENTS}
+            _write_json(folder / RUN, run)
+        kept = [output_dir / name for name in (*PICTURES, CARD) if (output_dir / name).is_file()]
+        for file in (*kept, *map(Path, pictures)):
+            shutil.copyfile(file, folder / file.name)
+        if image_processor is not None:
+            image_processor.save_pretrained(folder)
+        save_processor(model.config, folder)
+        model.config.auto_map = dict(variant.auto_map)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        write_card(folder, model_id=model_id or _card_model_id(folder) or output_dir.resolve().name)
+        check_folder(folder)
+        written = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: file.name == CONFIG)
+        for file in written:  # the configuration last: a folder without it is not taken for a model
+            file.replace(output_dir / file.name)
+        names = {file.name for file in written}
+        for file in (*output_dir.glob("model-*-of-*.safetensors"), output_dir / WEIGHTS_INDEX, output_dir / WEIGHTS):
+            if file.name not in names:
+                file.unlink(missing_ok=True)  # of an earlier save, in other shards
+    return output_dir
+
+
+def save_processor(config, folder: str | os.PathLike) -> dict[str, str]:
+    """Write the image processor that fits a configuration, with its code, unless the folder has a processor already.
+
+    Returns the processor's entry of `auto_map`, empty for a variant without one.
+    """
+    variant = variant_of(config)
+    if not variant.processor:
+        return {}
+    if not (Path(folder) / PROCESSOR).is_file():
+        variant.processor_class().for_model(config).save_pretrained(folder)
+    module = variant.processor.partition(".")[0]
+    return {"AutoImageProcessor": variant.processor} if (Path(folder) / f"{module}.py").is_file() else {}
+
+
+def published_files(folder: str | os.PathLike) -> list[str]:
+    """The names of the files that [`push_folder`] uploads: of a folder that may hold checkpoints and logs as well."""
+    folder = Path(folder)
+    names = [CONFIG, PROCESSOR, CARD, METRICS, RUN, WEIGHTS, WEIGHTS_INDEX, *PICTURES]
+    names += [file.name for file in (*folder.glob("model-*-of-*.safetensors"), *_code_files(folder))]
+    return sorted(name for name in set(names) if (folder / name).is_file())
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Check that a folder will load where this package is not installed. It reads no weights, and takes milliseconds.
+
+    Raises:
+        IncompleteFolderError: with all that is missing or wrong.
+    """
+    folder, problems = Path(folder), []
+    config = _read_json(folder / CONFIG, problems)
+    if config is not None and config.get("model_type") not in VARIANTS:
+        known = ", ".join(VARIANTS)
+        problems.append(f"{CONFIG} has model_type {config.get('model_type')!r}, expected one of {known}")
+    if not _weights_complete(folder):
+        problems.append(f"{WEIGHTS} is missing or damaged (pickled weights are not published)")
+    wanted = {CONFIG: ["AutoConfig", "AutoModel"]} if config is not None else {}
+    variant = VARIANTS.get((config or {}).get("model_type"))
+    if variant is not None:
+        wanted[CONFIG] += list(variant.heads)
+        if variant.processor:
+            wanted[PROCESSOR] = ["AutoImageProcessor"]
+    for name, auto_classes in wanted.items():
+        entries = ((config if name == CONFIG else _read_json(folder / name, problems)) or {}).get("auto_map") or {}
+        problems += [f"auto_map in {name} has no {auto}" for auto in auto_classes if auto not in entries]
+        for auto, reference in entries.items():
+            module, _, class_name = str(reference).partition(".")
+            if "--" in module or not (folder / f"{module}.py").is_file():
+                problems.append(f"auto_map in {name}: {auto} is {reference}, but there is no file {module}.py")
+            elif class_name not in _classes(folder / f"{module}.py"):
+                problems.append(f"auto_map in {name}: {auto} is {reference}, but {module}.py has no such class")
+    for file in _code_files(folder):
+        if not file.is_file():
+            problems.append(f"{file.name} is imported by another file but missing")
+        elif "hf_autoencoders" in _imports(file):
+            problems.append(f"{file.name} imports hf_autoencoders, which is not installed where the model is loaded")
+    if not (folder / CARD).is_file():
+        problems.append(f"{CARD} (the model card) is missing")
+    if problems:
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        raise IncompleteFolderError(
+            f"{folder} is not a complete model folder of hf_autoencoders:\n{listed}\n"
+            "Write it with save_for_hub(model, folder) or model.save_pretrained(folder)."
+        )
+
+
+def variant_of(config) -> Variant:
+    """The registry's row of a configuration.
+
+    Raises:
+        ValueError: a configuration of another package.
+    """
+    variant = VARIANTS.get(getattr(config, "model_type", None))
+    if variant is None:
+        known = ", ".join(VARIANTS)
+        raise ValueError(f"expected a model of this package ({known}), got model_type {config.model_type!r}")
+    return variant
+
+
+def _code_files(folder: Path) -> list[Path]:
+    """The files that the `auto_map`s of a folder name and what these import, there or not."""
+    files = set()
+    for name in (CONFIG, PROCESSOR):
+        for reference in ((_read_json(folder / name, []) or {}).get("auto_map") or {}).values():
+            file = folder / f"{str(reference).partition('.')[0]}.py"
+            if file.is_file():
+                try:
+                    files |= {file, *map(Path, get_relative_import_files(file))}
+                except FileNotFoundError as error:  # transformers opens what it finds imported
+                    files |= {file, Path(error.filename)}
+    return sorted(files)
+
+
+def _classes(file: Path) -> set[str]:
+    return {node.name for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.ClassDef)}
+
+
+def _imports(file: Path) -> set[str]:
+    """Top-level names of the packages that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def _weights_complete(folder: Path) -> bool:
+    try:
+        if (folder / WEIGHTS_INDEX).is_file() and not (folder / WEIGHTS).is_file():
+            shards = set(json.loads((folder / WEIGHTS_INDEX).read_text("utf-8"))["weight_map"].values())
+        else:
+            shards = {WEIGHTS}
+        return all(_safetensors_header(folder / shard) for shard in shards)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _safetensors_header(file: Path) -> dict[str, dict]:
+    """The tensors of a file by name, from its header; empty when the file is shorter or longer than that says."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > 100_000_000:
+            return {}
+        tensors = json.loads(stream.read(length))
+    tensors.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    return tensors if file.stat().st_size == 8 + length + end else {}
+
+
+def _read_json(file: Path, problems: list[str]) -> dict | None:
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{file.name} is missing")
+    except ValueError as error:
+        problems.append(f"{file.name} is not JSON: {error}")
+    return None
+
+
+def _write_json(file: Path, data) -> None:
+    file.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+# name in metrics.json -> what it is called in the card
+METRIC_NAMES = {
+    "mse": "Mean squared error per dimension",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "nll": "Negative log-likelihood, nats per image (importance-sampled)",
+    "elbo": "Evidence lower bound, nats per image",
+    "kl": "KL term, nats per image",
+    "bits_per_dimension": "Bits per dimension",
+    "active_units": "Active latent dimensions",
+    "code_usage": "Share of the codes in use",
+    "code_perplexity": "Code perplexity",
+    "train_code_usage": "Share of the codes in use, training split",
+    "train_code_perplexity": "Code perplexity, training split",
+    "bits_per_image": "Bits per image",
+    "linear_probe_accuracy": "Linear probe on the latents, accuracy",
+    "accuracy": "Accuracy",
+    "pca_same_size_mse": "PCA with as many components: mean squared error",
+    "pca_same_size_components": "PCA with as many components: components",
+    "pca_equal_bits": "PCA coefficients in as many bits: bits",
+    "pca_equal_bits_mse": "PCA coefficients in as many bits: mean squared error",
+    "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
+    "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
+}
+INDEXED_METRIC = re.compile(r"(train_)?code_(usage|perplexity)_\d+")  # of one codebook of several: not in the card
+
+
+def read_metrics(metrics: Mapping | str | os.PathLike, variant: Variant | None = None) -> dict:
+    """The content of a `metrics.json`, checked for what the card needs of it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, not an object with an object of numbers under "metrics", or of another model type.
+    """
+    where = "metrics"
+    if not isinstance(metrics, Mapping):
+        where = str(metrics)
+        try:
+            metrics = json.loads(Path(metrics).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON: {error}") from None
+    values = metrics.get("metrics") if isinstance(metrics, Mapping) else None
+    if not isinstance(values, Mapping):
+        raise ValueError(f'{where}: expected {{"metrics": {{name: number}}, ...}}, got {str(metrics)[:100]!r}')
+    for name, value in {**values, **(metrics.get("baselines") or {})}.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{where}: expected a finite number for {name}, got {value!r}")
+    if variant is not None and metrics.get("model_type", variant.model_type) != variant.model_type:
+        raise ValueError(f'{where}: measured on a "{metrics["model_type"]}", but the model is a "{variant.model_type}"')
+    return dict(metrics)
+
+
+def card_template(variant: Variant) -> str:
+    """The text of `model_cards/<variant>.md`: of the installed package, or of the repository it is run from."""
+    name = f"{variant.name}.md"
+    for folder in (resources.files("hf_autoencoders") / "model_cards", Path(__file__).parents[1] / "model_cards"):
+        if (folder / name).is_file():
+            return (folder / name).read_text("utf-8")
+    raise FileNotFoundError(
+        f"model_cards/{name} is neither in the package nor beside it: is the installation complete?"
+    )
+
+
+def write_card(folder: str | os.PathLike, *, model_id: str | None = None, tags: Sequence[str] = ()) -> None:
+    """Write, or write again, the `README.md` of a model folder; one that is not ours, or was edited, stays as it is.
+
+    Args:
+        folder: with `config.json` and weights, and `metrics.json` and pictures if there are any.
+        model_id: what the code example loads, `"organisation/name"`; by default what the card says already, or the
+            name of the folder.
+        tags: more tags for the metadata.
+    """
+    folder = Path(folder)
+    file = folder / CARD
+    if file.is_file() and CARD_MARK not in file.read_text("utf-8"):
+        return
+    model_id = model_id or _card_model_id(folder) or folder.resolve().name
+    file.write_text(str(render_card(folder, model_id, tags)), "utf-8")
+
+
+def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = ()) -> ModelCard:
+    """The card of a model folder: its variant's template, filled from the files beside the weights."""
+    import jinja2  # comes with torch
+
+    folder = Path(folder)
+    config_dict = json.loads((folder / CONFIG).read_text("utf-8"))
+    variant = VARIANTS[config_dict["model_type"]]
+    config = variant.config_class().from_dict(config_dict)
+    architecture = (config.architectures or [variant.model.partition(".")[2]])[0]
+    heads = {reference.partition(".")[2]: auto_class for auto_class, reference in variant.heads.items()}
+    auto_class = heads.get(architecture, "AutoModel")
+    metrics = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else {}
+    run = _read_json(folder / RUN, []) or {}
+    shards = [file for file in folder.glob("model*.safetensors")]
+    shapes = [tensor["shape"] for shard in shards for tensor in _safetensors_header(shard).values()]
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    body = environment.from_string(card_template(variant)).render(
+        title=variant.title,
+        model_id=model_id,
+        name=model_id.rpartition("/")[2],
+        auto_class=auto_class,
+        config=config,
+        num_parameters=sum(map(math.prod, shapes)),
+        evaluation=_evaluation_section(metrics),
+        training=_training_section(run),
+        corpus=_corpus(metrics, run).get("name", ""),
+        pictures="".join(
+            f"![{text}]({name})\n\n*{text}*\n\n" for name, text in PICTURES.items() if (folder / name).is_file()
+        ),
+    )
+    data = ModelCardData(
+        license=LICENSE,
+        library_name="transformers",
+        pipeline_tag="image-classification" if auto_class != "AutoModel" else "image-feature-extraction",
+        tags=sorted({"hf_autoencoders", "autoencoder", variant.name, config.model_type, *tags, *_card_tags(folder)}),
+        **(
+            {"model_name": model_id.rpartition("/")[2], "eval_results": results}
+            if (results := _eval_results(metrics))
+            else {}
+        ),
+        **({"datasets": [_corpus(metrics, run)["name"]]} if _is_hub_id(_corpus(metrics, run).get("name", "")) else {}),
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{CARD_MARK}\n\n{body.strip()}\n")
+
+
+def _corpus(metrics: Mapping, run: Mapping) -> dict:
+    """What is known of the corpus: `name`, maybe `config_name`, `revision`, `split`, `rows`."""
+    arguments = run.get("arguments") or {}
+    return dict(metrics.get("corpus") or ({"name": arguments["dataset"]} if arguments.get("dataset") else {}))
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _eval_results(metrics: Mapping) -> list[EvalResult]:
+    """The measured numbers as the Hub's `model-index` wants them."""
+    corpus = metrics.get("corpus") or {}
+    if not corpus.get("name"):
+        return []
+    accuracy = {"accuracy": "image-classification"}
+    return [
+        EvalResult(
+            task_type=accuracy.get(name, "image-feature-extraction"),
+            dataset_type=corpus["name"],
+            dataset_name=Path(corpus["name"]).name,
+            dataset_config=corpus.get("config_name"),
+            dataset_split=corpus.get("split"),
+            dataset_revision=corpus.get("revision"),
+            metric_type=name,
+            metric_name=METRIC_NAMES.get(name, name),
+            metric_value=value,
+        )
+        for name, value in metrics["metrics"].items()
+        if not INDEXED_METRIC.fullmatch(name)
+    ]
+
+
+def _evaluation_section(metrics: Mapping) -> str:
+    """The table of measured numbers with where they come from; empty when nothing was measured."""
+    if not metrics.get("metrics"):
+        return ""
+    rows = ["| measured | value |", "|---|---|"]
+    for group, note in (("metrics", ""), ("baselines", " (baseline)")):
+        for name, value in (metrics.get(group) or {}).items():
+            if not INDEXED_METRIC.fullmatch(name):
+                rows.append(f"| {METRIC_NAMES.get(name, f'`{name}`')}{note} | {_number(value)} |")
+    corpus = metrics.get("corpus") or {}
+    facts = []
+    if corpus.get("name"):
+        facts.append(f"corpus `{corpus['name']}`")
+        facts += [f"{text} `{corpus[key]}`" for key, text in (("config_name", "configuration"),) if corpus.get(key)]
+        facts += [f"{corpus['split']} split"] if corpus.get("split") else []
+        facts += [f"{corpus['rows']:,} images"] if corpus.get("rows") else []
+    facts += [f"seed {metrics['seed']}"] if metrics.get("seed") is not None else []
+    facts += [str(metrics[key]) for key in ("machine", "date") if metrics.get(key)]
+    text = "\n".join(rows) + "\n"
+    text += f"\nMeasured on: {', '.join(facts)}.\n" if facts else ""
+    return text + (f"\n```bash\n{metrics['command']}\n```\n" if metrics.get("command") else "")
+
+
+def _training_section(run: Mapping) -> str:
+    """The command, the arguments and the machine of the training; empty when the folder does not know them."""
+    text = f"```bash\n{run['command']}\n```\n" if run.get("command") else ""
+    arguments = {k: v for k, v in (run.get("arguments") or {}).items() if v not in (None, [], "")}
+    if arguments:
+        shown = "dataset seed batch_size gradient_accumulation_steps num_epochs max_steps learning_rate weight_decay "
+        shown += "lr_scheduler_type warmup_ratio max_grad_norm average_decay mixed_precision"
+        rows = [f"| `{name}` | {arguments[name]} |" for name in shown.split() if name in arguments]
+        text += "\n| argument | value |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
+    versions = run.get("versions") or {}
+    facts = [str(run["machine"])] if run.get("machine") else []
+    facts += [", ".join(f"{name} {version}" for name, version in versions.items())] if versions else []
+    return text + (f"\nOn {'; '.join(facts)}.\n" if facts else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _card_model_id(folder: Path) -> str | None:
+    """What the code example of a card loads."""
+    if not (folder / CARD).is_file():
+        return None
+    found = re.search(r'^model_id = "([^"]+)"$', (folder / CARD).read_text("utf-8"), re.MULTILINE)
+    return found and found[1]
+
+
+def _card_tags(folder: Path) -> list[str]:
+    """The tags of the card that is there already."""
+    with contextlib.suppress(Exception):  # no card, or metadata that somebody spoiled: it is about to be written again
+        return list(ModelCard.load(folder / CARD).data.tags or [])
+    return []
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+):
+    """Upload a folder that [`save_for_hub`] wrote; of other files in it, such as checkpoints, nothing.
+
+    The card in the folder is written again first (unless it was edited), so that its code example names `repo_id`.
+    A push that changes nothing makes no commit.
+
+    Args:
+        folder: the folder.
+        repo_id: `"organisation/name"`, or `"name"` for the user's own namespace; created if needed.
+        private: whether to create the repository as a private one; by default what the organisation says. A repository
+            that exists stays as it is.
+        token: of the Hub; by default the one of `hf auth login` or `HF_TOKEN`.
+        revision: branch to commit to, created if needed.
+        commit_message, commit_description: of the commit.
+        create_pr: open a pull request instead of committing to the branch.
+
+    Returns:
+        huggingface_hub.CommitInfo: with `commit_url`, `oid` and, with `create_pr`, `pr_url`.
+
+    Raises:
+        IncompleteFolderError: the folder fails [`check_folder`]; nothing was sent then.
+        huggingface_hub.errors.HfHubHTTPError: no right to write (403), unknown token (401), or the Hub's own trouble.
+    """
+    check_folder(folder)
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    write_card(folder, model_id=repo_id)
+    return _upload(
+        api, Path(folder), repo_id, published_files(folder), revision, commit_message, commit_description, create_pr
+    )
+
+
+def push_model(
+    model,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str | None = "50GB",
+    tags: Sequence[str] | None = None,
+):
+    """What `model.push_to_hub(repo_id, ...)` does, see [`push_folder`] for the arguments.
+
+    A card and a processor that the repository has already stay as they are: a model alone does not know better.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    branch = revision if revision and api.revision_exists(repo_id, revision) else None
+    there = set(api.list_repo_files(repo_id, revision=branch))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size=max_shard_size or "50GB")
+        write_card(folder, model_id=repo_id, tags=tags or ())
+        check_folder(folder)
+        files = [name for name in published_files(folder) if name not in {CARD, PROCESSOR} & there]
+        return _upload(api, Path(folder), repo_id, files, revision, commit_message, commit_description, create_pr)
+
+
+def _upload(api, folder, repo_id, files, revision, commit_message, commit_description, create_pr):
+    if revision and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=[re.sub(r"([\[\]*?])", r"[\1]", name) for name in files],
+        delete_patterns=[name for name in (WEIGHTS, WEIGHTS_INDEX, "model-*-of-*.safetensors") if name not in files],
+        revision=revision,
+        commit_message=commit_message or "Upload model",
+        commit_description=commit_description,
+        create_pr=create_pr,
+    )
