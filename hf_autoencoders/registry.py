@@ -7,7 +7,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,48 +112,50 @@ def get_variant(name: str) -> Variant:
     return variant
 
 
-def _register_configs() -> None:
-    from transformers import AutoConfig
+def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """For each Auto class of a variant: its module in transformers, our module it needs, and the call that registers."""
+    auto = "transformers.models.auto"
 
-    for variant in VARIANTS.values():
+    def register_config():
+        from transformers import AutoConfig
+
         AutoConfig.register(variant.model_type, variant.config_class(), exist_ok=True)
 
+    yield f"{auto}.configuration_auto", variant.config, register_config
 
-def _register_models() -> None:
-    from transformers.models.auto import modeling_auto
+    for auto_class, reference in {"AutoModel": variant.model, **variant.heads}.items():
 
-    for variant in VARIANTS.values():
-        classes = {"AutoModel": variant.model_class(), **variant.head_classes()}
-        for auto_class, model_class in classes.items():
-            getattr(modeling_auto, auto_class).register(variant.config_class(), model_class, exist_ok=True)
+        def register_model(auto_class=auto_class, reference=reference):
+            modeling_auto = sys.modules[f"{auto}.modeling_auto"]
+            getattr(modeling_auto, auto_class).register(variant.config_class(), _resolve(reference), exist_ok=True)
 
+        yield f"{auto}.modeling_auto", reference, register_model
 
-def _register_image_processors() -> None:
-    from transformers import AutoImageProcessor
+    def register_processor():
+        from transformers import AutoImageProcessor
 
-    for variant in VARIANTS.values():
-        if variant.modality == "image":
-            AutoImageProcessor.register(
-                variant.config_class(), image_processor_classes={"pil": variant.processor_class()}, exist_ok=True
-            )
+        AutoImageProcessor.register(
+            variant.config_class(), image_processor_classes={"pil": variant.processor_class()}, exist_ok=True
+        )
 
-
-_AFTER_IMPORT: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.configuration_auto": _register_configs,
-    "transformers.models.auto.modeling_auto": _register_models,
-    "transformers.models.auto.image_processing_auto": _register_image_processors,
-}
+    yield f"{auto}.image_processing_auto", variant.processor, register_processor
 
 
-class _RegisterAfterImport(importlib.abc.MetaPathFinder):
-    """Registers the variants with an Auto class when the module of that class is first imported.
+class _AutoRegistration(importlib.abc.MetaPathFinder):
+    """Registers the variants with each Auto class as soon as the module of that class has been imported.
 
-    Registration needs the classes, hence torch: a second or more that `import hf_autoencoders` alone shall not cost.
+    Registration needs the classes, hence torch: a second or more that `import hf_autoencoders` alone shall not cost. It
+    also needs modules that may be half imported at that moment (`modeling_utils` of transformers imports the Auto
+    configurations; one of our own modules may have started the chain). Then it waits for the end of their import.
     """
 
+    def __init__(self):
+        self.pending = [row for variant in VARIANTS.values() for row in _auto_classes(variant)]
+        self.watched = {auto_module for auto_module, _, _ in self.pending} | {"transformers.modeling_utils"}
+        self.running: set[str] = set()  # watched modules whose code has started and not yet ended
+
     def find_spec(self, fullname, path=None, target=None):
-        register = _AFTER_IMPORT.get(fullname)
-        if register is None:
+        if fullname not in self.watched and not fullname.startswith(f"{MODELS_PACKAGE}."):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -161,11 +163,27 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
         exec_module = spec.loader.exec_module
 
         def exec_and_register(module):
-            exec_module(module)
-            register()
+            self.running.add(fullname)
+            try:
+                exec_module(module)
+            finally:
+                self.running.discard(fullname)
+            self.register()
 
         spec.loader.exec_module = exec_and_register
         return spec
+
+    def register(self) -> None:
+        """Register everything that can be registered now."""
+        for row in list(self.pending):
+            auto_module, reference, call = row
+            needed = {auto_module, f"{MODELS_PACKAGE}.{reference.split('.')[0]}"}
+            if not reference.startswith("configuration_"):
+                needed.add("transformers.modeling_utils")
+            own_running = any(name.startswith(f"{MODELS_PACKAGE}.") for name in self.running)
+            if auto_module in sys.modules and row in self.pending and not own_running and not needed & self.running:
+                self.pending.remove(row)
+                call()
 
 
 def register_auto_classes() -> None:
@@ -173,8 +191,8 @@ def register_auto_classes() -> None:
 
     What is imported already is told at once, the rest when it is imported. Called by `import hf_autoencoders`.
     """
-    for module, register in _AFTER_IMPORT.items():
-        if module in sys.modules:
-            register()
-    if not any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegisterAfterImport())
+    if any(isinstance(finder, _AutoRegistration) for finder in sys.meta_path):
+        return
+    finder = _AutoRegistration()
+    sys.meta_path.insert(0, finder)
+    finder.register()

@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from .base import ImageAutoencoderConfig, at_least, in_range
+from .configuration_base import ImageAutoencoderConfig, at_least, in_range
 
 
 @strict

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .base import ImageAutoencoderConfig
+from .configuration_base import ImageAutoencoderConfig
 
 
 def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int, int]) -> None:

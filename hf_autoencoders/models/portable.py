@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_base import PACKAGE, is_ours
 
+
 def auto_class_name(model_class: type) -> str:
     """The Auto class that loads a model class: `"AutoModelForImageClassification"` for `XForImageClassification`."""
     head = re.search(r"For[A-Z]\w*$", model_class.__name__)

@@ -1,0 +1,110 @@
+"""The configuration fields that all image auto-encoders share, and the validators of fields."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict, validated_field
+from transformers import PreTrainedConfig
+
+
+PACKAGE = __name__.rpartition(".")[0]  # "hf_autoencoders.models"; "transformers_modules. ..." when loaded from the Hub
+
+
+def is_ours(cls: type) -> bool:
+    """Whether a class is defined in a file beside this one. Those files may be copied, a user's own may not."""
+    return cls.__module__.rpartition(".")[0] == PACKAGE
+
+
+def at_least(minimum: float) -> Callable[[Any], None]:
+    """A field validator: a number, or each number of a sequence, is not below `minimum`."""
+
+    def check(value: Any) -> None:
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if not number >= minimum:  # written so that NaN is refused
+                raise ValueError(f"expected at least {minimum}, got {value}")
+
+    return check
+
+
+def in_range(minimum: float, maximum: float) -> Callable[[Any], None]:
+    """A field validator: `minimum <= value <= maximum`."""
+
+    def check(value: Any) -> None:
+        if not minimum <= value <= maximum:
+            raise ValueError(f"expected a number from {minimum} to {maximum}, got {value}")
+
+    return check
+
+
+def positive_image_size(value: Any) -> None:
+    """A field validator: one positive integer, or (height, width)."""
+    sizes = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(sizes) != 2 or not all(size >= 1 for size in sizes):
+        raise ValueError(f"expected a positive integer or (height, width), got {value}")
+
+
+@strict
+class ImageAutoencoderConfig(PreTrainedConfig):
+    r"""
+    The fields that all image auto-encoders share. Use the configuration of a variant, not this class.
+
+    Args:
+        image_size (`int` or `(int, int)`, *optional*, defaults to 28):
+            Height and width of the input in pixels; one number for square images.
+        num_channels (`int`, *optional*, defaults to 1):
+            Channels of the input: 1 for grayscale, 3 for RGB.
+        architecture (`str`, *optional*, defaults to `"conv"`):
+            Network of encoder and decoder: `"mlp"` (fully connected), `"conv"` (strided convolutions) or `"resnet"`
+            (strided convolutions, each followed by residual blocks).
+        hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(32, 64)`):
+            Width of each hidden layer of the encoder (`"mlp"`), or channels after each halving of the image (`"conv"`,
+            `"resnet"`). The decoder mirrors them. Empty with `"mlp"`: encoder and decoder are linear.
+        num_residual_blocks (`int`, *optional*, defaults to 2):
+            Residual blocks after each halving of the image; used by `"resnet"` only.
+        hidden_act (`str`, *optional*, defaults to `"relu"`):
+            Activation between layers: `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
+    """
+
+    image_size: int | list[int] | tuple[int, ...] = validated_field(positive_image_size, default=28)
+    num_channels: int = validated_field(at_least(1), default=1)
+    architecture: Literal["mlp", "conv", "resnet"] = "conv"
+    hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(32, 64))
+    num_residual_blocks: int = validated_field(at_least(1), default=2)
+    hidden_act: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = "AutoConfig" if is_ours(cls) else None  # saving writes the code too, see `portable.py`
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one input."""
+        size = self.image_size
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return (self.num_channels, height, width)
+
+    @property
+    def num_input_dims(self) -> int:
+        """How many numbers one input has: channels x height x width."""
+        channels, height, width = self.input_shape
+        return channels * height * width
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) before the first and after each halving of the image; odd sizes are rounded up."""
+        sizes = [self.input_shape[1:]]
+        for _ in self.hidden_sizes if self.architecture != "mlp" else ():
+            height, width = sizes[-1]
+            sizes.append(((height + 1) // 2, (width + 1) // 2))
+        return sizes
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of what the image encoder gives and the image decoder takes: (width,) or (channels, height, width)."""
+        if self.architecture == "mlp":
+            return (self.hidden_sizes[-1] if self.hidden_sizes else self.num_input_dims,)
+        return (self.hidden_sizes[-1], *self.level_sizes[-1])
+
+    def validate_architecture(self):
+        if self.architecture != "mlp" and not self.hidden_sizes:
+            raise ValueError(f'hidden_sizes is empty: only architecture="mlp" allows that, not "{self.architecture}"')
