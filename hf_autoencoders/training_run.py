@@ -1,0 +1,1278 @@
+"""What every training run shares: arguments, seeds, Accelerator, corpus, checkpoints, exact resume, logs, publishing.
+
+The loops themselves are written out in `training/train_<variant>.py`; this module supplies the lines that are the same
+in all of them. A run writes into its `output_dir`:
+
+    run.json                  the arguments, versions and machine
+    metrics.jsonl             one JSON object a line: training means of a window of steps, or a whole evaluation
+    images/                   reconstructions and samples at each evaluation (PNG)
+    checkpoints/step-*/       everything needed to continue, the newest `checkpoint_total_limit` of them
+    best/                     the model with the best evaluation so far
+    final/                    the finished model, ready for the Hub
+
+Two rules make a run repeatable. Its position in the data is a step number, and every random draw that must not depend
+on the number of processes comes from a generator seeded by (seed, step): see [`Batch.draw`]. A checkpoint is written
+beside its place, flushed to disk and renamed, so a name `step-*` is always a whole checkpoint.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import difflib
+import inspect
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, gather_object, set_seed
+from huggingface_hub.errors import StrictDataclassError
+from PIL import ImageOps
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, PreTrainedConfig, get_scheduler
+from transformers.utils import logging
+
+from .data.corpora import load_corpus
+from .data.images import (
+    ImageArrays,
+    ImageBatches,
+    StreamingImageBatches,
+    find_image_column,
+    image_arrays,
+    to_pixel_values,
+)
+from .evaluation.evaluate import describe_machine, evaluate_model, library_versions
+from .evaluation.pictures import image_grid, reconstruction_grid
+from .models.image_processing_autoencoder import AutoencoderImageProcessor
+from .registry import VARIANTS
+
+RUN_FILE = "run.json"
+STATE_FILE = "run_state.json"
+TEMPORARY = ".unfinished-"  # prefix of folders that are being written or deleted
+
+
+class TrainingError(SystemExit):
+    """The run cannot go on, for a reason that its user can act on. Uncaught, it prints its message without a trace."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss, a weight or an evaluation is NaN or infinite."""
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+def _option(default: Any, help: str, **kwargs) -> Any:
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class CorpusArguments:
+    """Which images to train on."""
+
+    _argument_group_name: typing.ClassVar[str] = "corpus"
+
+    dataset: str = _option(
+        "digits",
+        "`digits` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved dataset.",
+    )
+    dataset_config_name: str | None = _option(None, "Configuration of a dataset on the Hub.")
+    dataset_revision: str | None = _option(None, "Branch, tag or commit of a dataset on the Hub.")
+    streaming: bool = _option(False, "Read the corpus as it trains instead of decoding it once to disk first.")
+    max_streamed_images: int = _option(
+        10_000, "With --streaming: images of each split that evaluation reads (training has no limit)."
+    )
+    image_column: str | None = _option(None, "Column with the images; guessed when not given.")
+    label_column: str | None = _option(None, "Column with the labels, used by the evaluation; guessed when not given.")
+    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
+    on_bad_image: Literal["raise", "skip"] = _option(
+        "raise", "What to do with unreadable images: stop, or skip and count."
+    )
+    cache_dir: str | None = _option(None, "Where decoded images are kept between runs.")
+
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
+
+
+@dataclass
+class RunArguments:
+    """How to train."""
+
+    _argument_group_name: typing.ClassVar[str] = "training"
+
+    output_dir: str | None = _option(None, "Folder of this run; `runs/<variant>-<dataset>` when not given.")
+    overwrite_output_dir: bool = _option(False, "Delete the run that `output_dir` holds and start anew.")
+    resume_from_checkpoint: str | None = _option(
+        None, "`latest`, or the path of one checkpoint of this run: continue, to the same weights as if never stopped."
+    )
+    model_name_or_path: str | None = _option(None, "Start from these weights; the model's shape is then theirs.")
+    seed: int = _option(0, "Seed of everything random.")
+    batch_size: int = _option(64, "Images of one forward pass, over all processes together.")
+    gradient_accumulation_steps: int = _option(1, "Batches added up for one optimizer step.")
+    num_epochs: float = _option(10.0, "Passes over the training split, unless `max_steps` is given.")
+    max_steps: int | None = _option(None, "Optimizer steps.")
+    learning_rate: float = _option(1e-3, "Highest learning rate of AdamW.")
+    weight_decay: float = _option(0.0, "AdamW weight decay of matrices and kernels; biases and norms have none.")
+    adam_beta1: float = _option(0.9, "AdamW beta1.")
+    adam_beta2: float = _option(0.999, "AdamW beta2.")
+    adam_epsilon: float = _option(1e-8, "AdamW epsilon.")
+    lr_scheduler_type: Literal[SCHEDULES] = _option("cosine", "Shape of the learning rate over the run.")
+    warmup_ratio: float = _option(0.05, "Share of the steps in which the learning rate rises from 0.")
+    max_grad_norm: float = _option(1.0, "Gradients are scaled down to this norm; 0: never.")
+    average_decay: float = _option(
+        0.0, "Keep a moving average of the weights with this decay, evaluate and publish it; 0: off."
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+        None, "Autocast type; what `accelerate config` says when not given."
+    )
+    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
+    deterministic: bool = _option(False, "Use deterministic algorithms only; exact resume on GPUs needs it.")
+    use_cpu: bool = _option(False, "Train on the CPU even where there is a GPU.")
+    logging_steps: int = _option(20, "Steps between two lines of training metrics.")
+    eval_steps: int | None = _option(
+        None, "Steps between two evaluations; default: once an epoch (streaming: 1000), 0: never."
+    )
+    eval_batch_size: int = _option(256, "Images of one evaluation pass, over all processes together.")
+    early_stopping_patience: int | None = _option(None, "Stop after this many evaluations without improvement.")
+    early_stopping_threshold: float = _option(0.0, "Least decrease of the metric that counts as improvement.")
+    metric_for_best_model: str = _option("loss", "Evaluation metric that decides which model is best; lower is better.")
+    final_weights: Literal["last", "best"] = _option(
+        "last", "Weights that become `final`: of the last step or the best."
+    )
+    save_steps: int | None = _option(
+        None,
+        "Steps between two checkpoints, and at the end; default: once an epoch (streaming: 1000), 0: never.",
+    )
+    checkpoint_total_limit: int = _option(2, "Checkpoints kept; older ones are deleted.")
+    num_pictures: int = _option(24, "Images in the reconstruction and sample pictures of each evaluation; 0: none.")
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Trackers of Accelerate: tensorboard, trackio, wandb ... (metrics.jsonl is always written)."},
+    )
+    disable_progress_bar: bool = _option(False, "No progress bar.")
+    final_evaluation: bool = _option(True, "Measure the finished model for its card (metrics.json).")
+    num_importance_samples: int = _option(200, "Samples of the likelihood in the final evaluation of a VAE.")
+    push_to_hub: bool = _option(False, "Upload `final` to the Hub when the run is done.")
+    hub_model_id: str | None = _option(None, "Repository to upload to: ORGANISATION/NAME.")
+    hub_private_repo: bool = _option(False, "Create the repository as a private one.")
+
+
+# Arguments that may differ between a run and its continuation: they leave the weights as they are.
+FREE_ON_RESUME = (
+    "output_dir overwrite_output_dir resume_from_checkpoint cache_dir logging_steps save_steps checkpoint_total_limit "
+    "num_pictures report_to disable_progress_bar final_weights final_evaluation num_importance_samples push_to_hub "
+    "hub_model_id hub_private_repo"
+).split()
+
+
+@dataclass
+class Arguments:
+    """The parsed command line of one training script."""
+
+    variant: Any  # row of the registry
+    corpus: CorpusArguments
+    run: RunArguments
+    model: dict[str, Any]  # configuration fields
+    extra: Any  # the script's own arguments, an instance of the class it gave
+    explicit: set[str]  # names given on the command line or in the recipe
+    command: str
+
+
+def parse_arguments(
+    model_type: str, description: str, argv: Sequence[str] | None = None, extra: type | None = None
+) -> Arguments:
+    """The command line of a training script: flags of the corpus, the run, the model's configuration and `--recipe`.
+
+    Args:
+        model_type: of the variant to train, e.g. "hfae_vae"; its configuration's own fields become flags.
+        description: text above the flags in `--help`.
+        argv: the command line without the program; `sys.argv[1:]` when not given.
+        extra: dataclass of flags that this script alone has.
+
+    Raises:
+        SystemExit: with code 2 and a message, for unknown flags or recipe keys and for values that are not allowed.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    variant = VARIANTS[model_type]
+    config_class = variant.config_class()
+    groups = [CorpusArguments, RunArguments, model_arguments(config_class)] + ([extra] if extra else [])
+    _check_names_differ(groups)
+    parser = HfArgumentParser(
+        groups, description=description, allow_abbrev=False, formatter_class=_HelpFormatter, conflict_handler="error"
+    )
+    parser.add_argument(
+        "--recipe", help="YAML or JSON file with flags and their values; the command line overrides it."
+    )
+    actions = {action.dest: action for action in parser._actions}
+    for action in parser._actions:
+        action.nargs = "*" if action.nargs == "+" else action.nargs  # an empty list is a value
+
+    pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre_parser.add_argument("--recipe")
+    recipe = pre_parser.parse_known_args(argv)[0].recipe
+    full_argv = (_recipe_flags(recipe, set(actions) - {"help", "recipe"}, parser) if recipe else []) + argv
+
+    corpus, run, model, *rest = parser.parse_args_into_dataclasses(
+        _refuse_unknown(parser, full_argv), look_for_args_file=False
+    )
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    explicit = set(vars(parser.parse_args(full_argv))) - {"recipe"}
+
+    model_fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
+    if isinstance(model_fields.get("image_size"), list) and len(model_fields["image_size"]) == 1:
+        model_fields["image_size"] = model_fields["image_size"][0]
+    _check_arguments(run, explicit, set(model_fields) | {"image_size", "num_channels"}, parser)
+    try:
+        config_class(**model_fields)
+    except (StrictDataclassError, ValueError) as error:
+        parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
+    command = shlex.join([os.path.relpath(sys.argv[0]) if sys.argv[0] else "python", *argv])
+    return Arguments(variant, corpus, run, model_fields, rest[0] if extra else None, explicit, command)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Paragraphs of the description stay as they are; the defaults of flags are shown."""
+
+    def _fill_text(self, text, width, indent):
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def model_arguments(config_class: type[PreTrainedConfig]) -> type:
+    """A dataclass with the configuration's own fields, their defaults, and their words in its docstring as help.
+
+    `image_size` and `num_channels` default to None: the corpus decides.
+    """
+    words = field_descriptions(config_class)
+    inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    fields = []
+    for config_field in dataclasses.fields(config_class):
+        name, default = config_field.name, config_field.default
+        if name in inherited:
+            continue
+        flag_type = _flag_type(config_field.type)
+        metadata = {"help": words[name].replace("%", "%%")}
+        if name in ("image_size", "num_channels"):
+            metadata["help"] += " (default: that of the corpus)"
+            fields.append((name, flag_type | None, field(default=None, metadata=metadata)))
+        elif isinstance(default, (list, tuple)):
+            fields.append((name, flag_type, field(default_factory=lambda d=default: list(d), metadata=metadata)))
+        else:
+            fields.append((name, flag_type, field(default=default, metadata=metadata)))
+    made = dataclasses.make_dataclass("ModelArguments", fields)
+    made._argument_group_name = "model"
+    return made
+
+
+def field_descriptions(config_class: type) -> dict[str, str]:
+    """Field name -> its text in the `Args:` section of the docstring of the class or of its base classes."""
+    words = {}
+    for cls in reversed(config_class.__mro__):
+        docstring = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+        entries = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n?)+)", docstring, re.MULTILINE)
+        words |= {name: " ".join(text.replace("`", "").split()) for name, text in entries}
+    return words
+
+
+def _flag_type(annotation: Any) -> Any:
+    """The type that argparse can read for the annotation of a configuration field."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+        sequences = [member for member in members if typing.get_origin(member) in (list, tuple)]
+        if sequences:
+            return list[typing.get_args(sequences[0])[0]]
+        return float if float in members else members[0]
+    return annotation
+
+
+def _check_names_differ(groups: list[type]) -> None:
+    owners: dict[str, str] = {}
+    for group in groups:
+        for group_field in dataclasses.fields(group):
+            other = owners.setdefault(group_field.name, group.__name__)
+            if other != group.__name__:
+                raise ValueError(f"the flag {group_field.name} is in both {other} and {group.__name__}: rename one")
+
+
+def _refuse_unknown(parser: HfArgumentParser, argv: list[str]) -> list[str]:
+    """`argv`, or an error that names the unknown flags and what they may have been meant to be."""
+    unknown = [argument for argument in parser.parse_known_args(argv)[1]]
+    if unknown:
+        known = [option for option in parser._option_string_actions if option.startswith("--")]
+        parser.error("; ".join(_unknown("flag", word.split("=")[0], known) for word in unknown))
+    return argv
+
+
+def _unknown(kind: str, word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=2)
+    return f"unknown {kind} {word}" + (f" (did you mean {' or '.join(close)}?)" if close else ", see --help")
+
+
+def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The command line that a recipe file stands for."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        recipe = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"recipe {path} cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(recipe, dict):
+        parser.error(f"recipe {path}: expected flags and their values, got {type(recipe).__name__}")
+    unknown = [_unknown("key", str(key), sorted(known)) for key in recipe if key not in known]
+    if unknown:
+        parser.error(f"recipe {path}: " + "; ".join(unknown))
+    flags = []
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            parser.error(f"recipe {path}: {key}: expected a value or a list, got a mapping")
+        if value is not None:  # null is the default
+            flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
+    return flags
+
+
+def _check_arguments(run: RunArguments, explicit: set[str], model_fields: set[str], parser: HfArgumentParser) -> None:
+    smallest = {
+        "batch_size": 1,
+        "eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "logging_steps": 1,
+        "checkpoint_total_limit": 1,
+        "max_steps": 1,
+        "early_stopping_patience": 1,
+        "eval_steps": 0,
+        "save_steps": 0,
+        "num_pictures": 0,
+        "num_importance_samples": 1,
+        "max_grad_norm": 0,
+        "weight_decay": 0,
+        "seed": 0,
+    }
+    for name, least in smallest.items():
+        value = getattr(run, name)
+        if value is not None and not value >= least:
+            parser.error(f"--{name}: expected at least {least}, got {value}")
+    for name in ("learning_rate", "num_epochs", "adam_epsilon"):
+        if not 0 < getattr(run, name) < math.inf:
+            parser.error(f"--{name}: expected a positive number, got {getattr(run, name)}")
+    for name in ("average_decay", "warmup_ratio", "adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(run, name) < 1:
+            parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {getattr(run, name)}")
+    if run.push_to_hub and not run.hub_model_id:
+        parser.error("--push_to_hub needs --hub_model_id ORGANISATION/NAME")
+    if run.resume_from_checkpoint and run.overwrite_output_dir:
+        parser.error("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
+    if run.model_name_or_path and explicit & model_fields:
+        flags = ", ".join(f"--{name}" for name in sorted(explicit & model_fields))
+        parser.error(f"--model_name_or_path brings its own configuration: leave out {flags}")
+
+
+# -------------------------------------------------------------------------------------------------------- the batches
+
+
+@dataclass
+class Batch:
+    """This process's part of one batch.
+
+    Attributes:
+        pixel_values: float32 (rows of this process, channels, height, width) in [0, 1], on the device.
+        rows: which rows of the whole batch these are.
+        global_size: rows of the whole batch, over all processes.
+        weight: factor on the mean loss of these rows. With it the gradient, which is averaged over processes and added
+            up over accumulated batches, is that of the mean over all rows of the optimizer step.
+        is_last: whether the optimizer step follows.
+    """
+
+    pixel_values: torch.Tensor
+    rows: slice
+    global_size: int
+    weight: float = 1.0
+    is_last: bool = True
+    seed: tuple[int, ...] = (0,)
+    _draws: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def draw(self, sampler: Callable[..., torch.Tensor], *shape: int) -> torch.Tensor:
+        """Noise of shape (rows of this process, *shape), float32 on the device: `batch.draw(torch.randn, 40)`.
+
+        Drawn for the whole batch from a generator seeded by run, step and number of the draw, and then cut: the same
+        row gets the same noise on any number of processes and after any resume.
+        """
+        device = self.pixel_values.device
+        state = np.random.SeedSequence([*self.seed, self._draws]).generate_state(1, np.uint64)[0]
+        self._draws += 1
+        generator = torch.Generator(device).manual_seed(int(state) % 2**63)
+        return sampler(self.global_size, *shape, generator=generator, device=device)[self.rows][: len(self)]
+
+
+class WeightedMeans:
+    """Means over all rows of a split of every scalar in the model's outputs: exact for uneven batches and processes.
+
+    ```python
+    means = WeightedMeans()
+    for batch in run.validation_batches():
+        means.add(model(batch.pixel_values), len(batch))
+    metrics = means.compute()       # on all processes
+    ```
+    """
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.rows = 0
+
+    def add(self, output: dict[str, torch.Tensor], rows: int) -> None:
+        """Count in the scalars of `output`, each a mean over `rows` rows."""
+        for name, value in loss_terms(output).items():
+            term = value.to("cpu" if value.device.type == "mps" else value.device, torch.float64) * rows
+            self.sums[name] = self.sums[name] + term if name in self.sums else term
+        self.rows += rows
+
+    def compute(self) -> dict[str, float]:
+        parts = gather_object([({name: value.item() for name, value in self.sums.items()}, self.rows)])
+        rows = sum(count for _, count in parts)
+        names = dict.fromkeys(name for sums, _ in parts for name in sums)
+        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / rows for name in names}
+
+
+def loss_terms(output: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The scalars of a model output: `loss` and its parts."""
+    return {
+        name: value.detach()
+        for name, value in output.items()
+        if isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point()
+    }
+
+
+class AveragedWeights:
+    """Exponential moving average of parameters, in float32; the decay rises from 0.1 to `decay` as it goes."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float):
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.updates = 0
+        self.averages = [p.detach().float().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, self.updates / (9 + self.updates))
+        torch._foreach_lerp_(self.averages, [p.detach().float() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The parameters hold the averages inside the block and have their own values again after it."""
+        own = [p.detach().clone() for p in self.parameters]
+        try:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.averages)
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, own)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)
+
+
+# ------------------------------------------------------------------------------------------------------------ the run
+
+
+class TrainingRun:
+    """One training run: everything but the loop.
+
+    After construction the corpus is loaded, the model built, state restored if the run is resumed. The loop of a
+    script reads
+
+    ```python
+    for batches in run.steps():
+        for batch in batches:
+            with run.gradient_sync(batch):
+                output = model(batch.pixel_values)
+                accelerator.backward(output.loss * batch.weight)
+            run.record(output, batch)
+        run.clip_gradients()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        run.update_average()
+        if run.should_log: run.log()
+        if run.should_evaluate: run.report(evaluate(run))
+        if run.should_save: run.save_checkpoint()
+    run.finish()
+    ```
+
+    Attributes:
+        accelerator, model (prepared), optimizer (prepared), schedule: of the loop. The schedule counts optimizer steps
+            and is not prepared: Accelerate would step it once for each process.
+        config, processor: of the model.  train, validation: the decoded images (None if there is no such split).
+        step: optimizer steps begun.  max_steps: of the whole run.  epoch: passes over the data completed.
+    """
+
+    def __init__(self, arguments: Arguments):
+        self.arguments, self.options = arguments, arguments.run
+        options = self.options
+        self.output_dir = Path(options.output_dir or self._default_output_dir())
+        self.accelerator = Accelerator(
+            mixed_precision=options.mixed_precision,
+            cpu=options.use_cpu,
+            log_with=options.report_to or None,
+            project_dir=str(self.output_dir),
+            dynamo_backend="inductor" if options.torch_compile else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=2))],
+        )
+        self.is_main = self.accelerator.is_main_process
+        self.device = self.accelerator.device
+        if self.accelerator.distributed_type == DistributedType.FSDP and options.average_decay:
+            raise TrainingError("--average_decay does not work with FSDP, whose processes hold pieces of the weights")
+        checkpoint = self._claim_output_dir()
+        logging.disable_progress_bar()  # the run has its own
+        set_seed(options.seed, deterministic=options.deterministic)
+        self._load_corpus()
+        self._build_model()
+        self._build_optimizer()
+        set_seed(options.seed, device_specific=True)  # what modules draw themselves differs between processes
+
+        self.step = self.epoch = self.batch_in_epoch = 0
+        self.best: dict[str, Any] | None = None
+        self.evaluations_without_improvement = 0
+        self.stopping: str | None = None  # why the run ends before its last step
+        self._signal = 0
+        self._term_names: list[str] = []
+        self._pending: list[torch.Tensor] = []  # loss terms of steps that are still on the device
+        self._window: list[list[float]] = []  # and of the others since the last log
+        self._clock = _Clock()
+        self._begin(checkpoint)
+
+    # ---- beginning
+
+    def _default_output_dir(self) -> str:
+        corpus = Path(self.arguments.corpus.dataset.rstrip("/")).name.split(".")[0]
+        return f"runs/{self.arguments.variant.name}-{corpus}"
+
+    def _claim_output_dir(self) -> Path | None:
+        """Make sure that `output_dir` is ours to write. Returns the checkpoint to resume from."""
+        options, folder = self.options, self.output_dir
+        if folder.exists() and not folder.is_dir():
+            raise TrainingError(f"--output_dir {folder} is a file")
+        holds_run = (folder / RUN_FILE).exists()
+        checkpoint = None
+        if options.resume_from_checkpoint == "latest":
+            checkpoint = next((path for path in reversed(self._checkpoints()) if _is_whole(path)), None)
+        elif options.resume_from_checkpoint:
+            checkpoint = Path(options.resume_from_checkpoint)
+            if not _is_whole(checkpoint):
+                found = ", ".join(path.name for path in self._checkpoints()) or "none"
+                raise TrainingError(f"{checkpoint} is not a whole checkpoint. Checkpoints of {folder}: {found}")
+            if checkpoint.resolve().parent != (folder / "checkpoints").resolve():
+                raise TrainingError(f"{checkpoint} is not one of {folder}/checkpoints: give its run's --output_dir")
+        elif holds_run and not options.overwrite_output_dir:
+            raise TrainingError(
+                f"{folder} already holds a run. Continue it with --resume_from_checkpoint latest, delete it with "
+                "--overwrite_output_dir, or choose another --output_dir"
+            )
+        self.accelerator.wait_for_everyone()  # all processes have looked before one of them writes
+        if self.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            if options.overwrite_output_dir:
+                for name in ("checkpoints", "best", "final", "images", "trackers"):
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                for name in (RUN_FILE, "metrics.jsonl"):
+                    (folder / name).unlink(missing_ok=True)
+            self._clean_up(checkpoint)
+        self.accelerator.wait_for_everyone()
+        return checkpoint
+
+    def _checkpoints(self) -> list[Path]:
+        """Folders of the checkpoints, oldest first."""
+        return sorted((self.output_dir / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+
+    def _clean_up(self, checkpoint: Path | None) -> None:
+        """Remove what a killed run left half written, and what lies after the checkpoint to resume from."""
+        aside = self.output_dir / f"{TEMPORARY}best-old"
+        if aside.exists() and not (self.output_dir / "best").exists():
+            aside.rename(self.output_dir / "best")  # killed between the two renames of `_put_in_place`
+        for folder in (self.output_dir, self.output_dir / "checkpoints"):
+            for path in folder.glob(f"{TEMPORARY}*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.options.resume_from_checkpoint:
+            step = int(checkpoint.name.split("-")[1]) if checkpoint else -1
+            for path in self._checkpoints():
+                if int(path.name.split("-")[1]) > step or not _is_whole(path):
+                    print(f"{path.name} comes after the checkpoint to resume from or is broken: removed")
+                    shutil.rmtree(path)
+
+    def _load_corpus(self) -> None:
+        corpus, options, accelerator = self.arguments.corpus, self.options, self.accelerator
+        columns = {
+            "image_column": corpus.image_column,
+            "label_column": corpus.label_column,
+            "on_bad_image": corpus.on_bad_image,
+        }
+        shard = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+        shuffled = {"shuffle": True, "seed": options.seed, "drop_last": True}
+        with accelerator.main_process_first(), _as_training_error():  # the others find the decoded images on disk
+            splits = load_corpus(
+                corpus.dataset,
+                corpus.dataset_config_name,
+                revision=corpus.dataset_revision,
+                streaming=corpus.streaming,
+                validation_fraction=corpus.validation_fraction,
+            )
+            self._choose_config(splits["train"])
+            if corpus.streaming:
+                self.train, self.validation = (
+                    _read_stream(splits[name], self.processor, corpus.max_streamed_images, columns)
+                    for name in ("train", "validation")
+                )
+            else:
+                self.train, self.validation = (
+                    image_arrays(splits[name], self.processor, cache_dir=corpus.cache_dir, **columns)
+                    for name in ("train", "validation")
+                )
+        with _as_training_error():
+            if corpus.streaming:
+                self.batches = StreamingImageBatches(
+                    splits["train"], self.processor, options.batch_size, **shuffled, **shard, **columns
+                )
+            else:
+                self.batches = ImageBatches(self.train, options.batch_size, **shuffled, **shard)
+            size = options.eval_batch_size
+            while 0 < len(self.validation) % size < shard["num_processes"] < size:
+                size -= 1  # a last batch with fewer images than processes leaves one with nothing to do
+            self._validation_batches = ImageBatches(
+                self.validation, size, shuffle=False, seed=0, drop_last=False, **shard
+            )
+        if corpus.streaming:
+            if not options.max_steps:
+                raise TrainingError("--streaming needs --max_steps: the length of a stream is not known")
+            self.max_steps, once_an_epoch = options.max_steps, 1000
+        else:
+            steps_per_epoch = len(self.batches) / options.gradient_accumulation_steps
+            self.max_steps = options.max_steps or math.ceil(options.num_epochs * steps_per_epoch)
+            once_an_epoch = max(1, round(steps_per_epoch))
+        self.eval_steps = once_an_epoch if options.eval_steps is None else options.eval_steps
+        self.save_steps = once_an_epoch if options.save_steps is None else options.save_steps
+
+    def _choose_config(self, dataset) -> None:
+        """The model's configuration, with the corpus's image size and channels if none are given, and its processor."""
+        variant, fields = self.arguments.variant, dict(self.arguments.model)
+        if self.options.model_name_or_path:
+            self.config = variant.config_class().from_pretrained(self.options.model_name_or_path)
+        else:
+            if not {"image_size", "num_channels"} <= set(fields):
+                fields = _image_format(dataset, self.arguments.corpus.image_column) | fields
+            try:
+                self.config = variant.config_class()(**fields)
+            except (StrictDataclassError, ValueError) as error:
+                raise TrainingError(f"the model cannot be built: {' '.join(str(error).split())}") from error
+        self.processor = AutoencoderImageProcessor.for_model(self.config)
+
+    def _build_model(self) -> None:
+        model_class = self.arguments.variant.model_class()
+        if self.options.model_name_or_path:
+            model = model_class.from_pretrained(self.options.model_name_or_path, dtype=torch.float32)
+        else:
+            model = model_class(self.config)
+        model.train()  # from_pretrained leaves evaluation mode behind
+        self.network = model  # as it is, outside of DistributedDataParallel
+
+    def _build_optimizer(self) -> None:
+        options, accelerator = self.options, self.accelerator
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=options.learning_rate,
+            betas=(options.adam_beta1, options.adam_beta2),
+            eps=options.adam_epsilon,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.schedule = get_scheduler(
+            options.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=round(options.warmup_ratio * self.max_steps),
+            num_training_steps=self.max_steps,
+        )
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        accelerator.register_for_checkpointing(self.schedule)
+        self.average = None
+        if options.average_decay:
+            self.average = AveragedWeights(parameters, options.average_decay)
+            accelerator.register_for_checkpointing(self.average)
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything that decides the weights, as JSON: a run is only continued if these are the same."""
+        arguments = self.arguments
+        groups = [arguments.corpus, arguments.run, *([arguments.extra] if arguments.extra else [])]
+        settings = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        settings = {name: value for name, value in settings.items() if name not in FREE_ON_RESUME}
+        config = self.config.to_dict()
+        settings |= {f.name: config[f.name] for f in dataclasses.fields(model_arguments(type(self.config)))}
+        settings |= {
+            "model_type": self.config.model_type,
+            "max_steps": self.max_steps,
+            "eval_steps": self.eval_steps,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "num_processes": self.accelerator.num_processes,
+            "device": self.device.type,
+            "training images": len(self.train),
+            "validation images": len(self.validation),
+        }
+        return json.loads(json.dumps(settings))
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        """Start the log files, or restore the state that `checkpoint` holds."""
+        settings, run_file = self._settings(), self.output_dir / RUN_FILE
+        resuming = bool(self.options.resume_from_checkpoint) and run_file.exists()
+        if resuming:
+            before = json.loads(run_file.read_text(encoding="utf-8"))["settings"]
+            differences = [
+                f"{name} was {json.dumps(before.get(name))}, is {json.dumps(settings.get(name))}"
+                for name in {**before, **settings}
+                if before.get(name) != settings.get(name)
+            ]
+            if differences:
+                raise TrainingError(
+                    f"{self.output_dir} cannot be continued with other arguments: {'; '.join(differences)}. "
+                    "Give those of the run, or start another in a new --output_dir"
+                )
+        log_bytes = 0
+        if checkpoint:
+            self.accelerator.load_state(str(checkpoint))
+            state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            for name in ("step", "epoch", "batch_in_epoch", "best", "evaluations_without_improvement", "stopping"):
+                setattr(self, name, state[name])
+            self._window, self._term_names = state["window"], state["term_names"]
+            log_bytes = state["log_bytes"]
+        elif self.options.resume_from_checkpoint and self.is_main:
+            print(f"{self.output_dir} has no checkpoint: starting at step 0")
+        if self.is_main:
+            if not resuming:
+                record = {
+                    "settings": settings,
+                    "arguments": dataclasses.asdict(self.options) | dataclasses.asdict(self.arguments.corpus),
+                    "command": self.arguments.command,
+                    "machine": describe_machine(self.device),
+                    "versions": library_versions(),
+                    "parameters": sum(p.numel() for p in self.network.parameters()),
+                }
+                _write_atomically(run_file, json.dumps(record, indent=2) + "\n")
+            self._log_file = open(self.output_dir / "metrics.jsonl", "ab")  # noqa: SIM115  (lives as long as the run)
+            self._log_file.truncate(log_bytes)
+            self._log_file.seek(0, os.SEEK_END)
+        if self.options.report_to:
+            scalars = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
+            purge = {"tensorboard": {"purge_step": self.step + 1}} if checkpoint else {}
+            self.accelerator.init_trackers("trackers", config=scalars, init_kwargs=purge)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame) -> None:
+        self._signal = number
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+
+    # ---- the loop
+
+    def steps(self) -> Iterator[Iterator[Batch]]:
+        """For each optimizer step still to do, its batches: `gradient_accumulation_steps` of them."""
+        batches = self._endless_batches()
+        self.model.train()
+        progress = tqdm(
+            total=self.max_steps,
+            initial=self.step,
+            unit="step",
+            disable=self.options.disable_progress_bar or not self.is_main,
+        )
+        with progress:
+            self._progress = progress
+            self._clock = _Clock(self.step)
+            while self.step < self.max_steps and not self.stopping:
+                self.step += 1
+                self._row: torch.Tensor | None = None
+                yield islice(batches, self.options.gradient_accumulation_steps)
+                progress.update()
+        if self.stopping and self.is_main:
+            print(f"stopped after step {self.step} of {self.max_steps}: {self.stopping}")
+        if self.stopping and self.stopping.startswith("signal"):
+            raise TrainingError(128 + self._signal if self._signal else 1)
+
+    def _endless_batches(self) -> Iterator[Batch]:
+        per_step, world = self.options.gradient_accumulation_steps, self.accelerator.num_processes
+        count = 0
+        while True:
+            self.batches.set_epoch(self.epoch)
+            for rows in self.batches.iterate(start_batch=self.batch_in_epoch):
+                self.batch_in_epoch += 1
+                position = count % per_step
+                batch = self._to_device(rows, self.options.batch_size, (self.options.seed, self.step, position))
+                batch.weight = len(batch) * world / (self.options.batch_size * per_step)
+                batch.is_last = position == per_step - 1
+                count += 1
+                yield batch
+            self.epoch, self.batch_in_epoch = self.epoch + 1, 0
+
+    def _to_device(self, rows: dict[str, torch.Tensor], global_size: int, seed: tuple[int, ...]) -> Batch:
+        index, world = self.accelerator.process_index, self.accelerator.num_processes
+        where = slice(global_size * index // world, global_size * (index + 1) // world)
+        return Batch(to_pixel_values(rows["images"], self.device), where, global_size, seed=seed)
+
+    def gradient_sync(self, batch: Batch):
+        """A context for forward and backward: processes exchange gradients only in the last batch of a step."""
+        return contextlib.nullcontext() if batch.is_last else self.accelerator.no_sync(self.model)
+
+    def record(self, output: dict[str, torch.Tensor], batch: Batch) -> None:
+        """Keep the loss and its parts for the next log line. They stay on the device: nothing waits for them here."""
+        terms = loss_terms(output)
+        if not self._term_names:
+            self._term_names = list(terms)
+        row = torch.stack([terms[name].float() for name in self._term_names])
+        if batch.weight != 1.0:
+            row = row * (batch.weight / self.accelerator.num_processes)
+        self._row = row if self._row is None else self._row + row
+        if batch.is_last:
+            self._pending.append(self._row)
+
+    def clip_gradients(self) -> None:
+        """Scale gradients to a norm of at most `max_grad_norm`."""
+        if self.options.max_grad_norm:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+
+    def update_average(self) -> None:
+        """Take the weights after this optimizer step into their moving average."""
+        if self.average:
+            self.average.update()
+
+    def _fetch(self) -> None:
+        """Bring the pending loss terms from the device, averaged over processes, and refuse any that are not finite."""
+        if not self._pending:
+            return
+        first = self.step - len(self._pending) + 1
+        rows = torch.stack(self._pending)
+        self._pending = []
+        stop = torch.full_like(rows[:, :1], float(bool(self._signal)))
+        rows = self.accelerator.reduce(torch.cat([rows, stop], dim=1), reduction="sum").tolist()
+        for step, row in enumerate(rows, start=first):
+            terms = dict(zip(self._term_names, row[:-1], strict=True))
+            if not all(map(math.isfinite, terms.values())):
+                self._refuse(f"the loss of step {step} is not finite: {_in_words(terms)}")
+            self._window.append(row[:-1])
+        if rows[-1][-1] > 0 and not self.stopping:
+            self.stopping = "signal to stop"
+
+    def _refuse(self, reason: str) -> None:
+        whole = [path for path in self._checkpoints() if _is_whole(path)]
+        kept = f"The last good checkpoint is {whole[-1]}" if whole else "There is no checkpoint yet"
+        raise NonFiniteError(f"{reason}. {kept}. Lower --learning_rate, or look at the images of this corpus")
+
+    @property
+    def should_log(self) -> bool:
+        return self.step % self.options.logging_steps == 0 or self.step == self.max_steps
+
+    @property
+    def should_evaluate(self) -> bool:
+        return bool(self.eval_steps) and (self.step % self.eval_steps == 0 or self.step == self.max_steps)
+
+    @property
+    def should_save(self) -> bool:
+        if self._signal and self.accelerator.num_processes == 1 and not self.stopping:
+            self.stopping = "signal to stop"
+        is_end = self.step == self.max_steps or bool(self.stopping)
+        return bool(self.save_steps) and (self.step % self.save_steps == 0 or is_end)
+
+    def log(self) -> None:
+        """Write the means of the loss and its parts since the last log, learning rate and images per second."""
+        self._fetch()
+        count = len(self._window)
+        means = [sum(column) / count for column in zip(*self._window, strict=True)]
+        self._window = []
+        per_step = self.options.batch_size * self.options.gradient_accumulation_steps
+        metrics = dict(zip(self._term_names, means, strict=True))
+        self._progress.set_postfix_str(_in_words(metrics), refresh=False)
+        metrics["learning_rate"] = self.schedule.get_last_lr()[0]
+        metrics["images_per_second"] = round(self._clock.rate(self.step) * per_step, 1)
+        self._write_metrics("train", metrics)
+
+    def _write_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        if self.is_main:
+            line = {"step": self.step, "epoch": self._epochs_done(), "split": split, **metrics}
+            self._log_file.write(json.dumps(line).encode() + b"\n")
+            self._log_file.flush()
+        if self.options.report_to:
+            self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=self.step)
+
+    def _epochs_done(self) -> float:
+        if self.arguments.corpus.streaming:
+            return float(self.epoch)
+        return round(self.step * self.options.gradient_accumulation_steps / len(self.batches), 4)
+
+    # ---- evaluation
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[torch.nn.Module]:
+        """The model as it would be published, in evaluation mode, without gradients and without a trace: training goes
+        on afterwards with the weights, the random numbers and the clock it had."""
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with self._clock.paused(), torch.random.fork_rng(devices), torch.no_grad(), self._published_weights():
+            torch.manual_seed(self.options.seed)
+            self.model.eval()
+            try:
+                yield self.accelerator.unwrap_model(self.model)
+            finally:
+                self.model.train()
+
+    def _published_weights(self):
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
+    def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes, on the CPU: counts over a whole split."""
+        return self.accelerator.reduce(tensor.to(self.device), reduction="sum").cpu()
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """This process's part of the validation split, in order; nothing is dropped."""
+        total, size = len(self.validation), self._validation_batches.batch_size
+        for index, rows in enumerate(self._validation_batches):
+            yield self._to_device(rows, min(size, total - index * size), (self.options.seed, 0, index))
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Log an evaluation with pictures, keep the model if it is the best so far, and see whether to stop early.
+
+        Args:
+            metrics: the same on all processes.
+        """
+        self._fetch()
+        with self._clock.paused():
+            if not all(map(math.isfinite, metrics.values())):
+                self._refuse(f"the evaluation at step {self.step} is not finite: {_in_words(metrics)}")
+            self._write_metrics("validation", metrics)
+            with self.evaluating() as model:
+                pictures = self.pictures(model)
+            if self.is_main:
+                self._progress.write(f"step {self.step}: validation {_in_words(metrics)}")
+                self._save_pictures(pictures)
+            self._compare_with_best(metrics)
+
+    def _save_pictures(self, pictures: dict[str, Any]) -> None:
+        (self.output_dir / "images").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            picture.save(self.output_dir / "images" / f"{name}-{self.step:08d}.png")
+            for tracker in self.accelerator.trackers:
+                if hasattr(tracker, "log_images"):
+                    tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=self.step)
+
+    def _compare_with_best(self, metrics: dict[str, float]) -> None:
+        name, patience = self.options.metric_for_best_model, self.options.early_stopping_patience
+        if name not in metrics:
+            raise TrainingError(f"--metric_for_best_model {name}: the evaluation has {', '.join(metrics)}")
+        if self.best is None or metrics[name] < self.best["value"] - self.options.early_stopping_threshold:
+            self.best = {"step": self.step, "metric": name, "value": metrics[name]}
+            self.evaluations_without_improvement = 0
+            self._check_weights()
+            with self._published_weights():
+                self._write_folder("best", self._save_model)
+        else:
+            self.evaluations_without_improvement += 1
+            if patience and self.evaluations_without_improvement >= patience:
+                self.stopping = f"{name} has not improved for {patience} evaluations, best at step {self.best['step']}"
+
+    def _save_model(self, folder: Path) -> None:
+        state = self.accelerator.get_state_dict(self.model)
+        self._unwrapped().save_pretrained(folder, state_dict=state, is_main_process=self.is_main)
+        if self.is_main:
+            self.processor.save_pretrained(folder)
+            (folder / "metrics.json").write_text(json.dumps(self.best), encoding="utf-8")
+
+    def _unwrapped(self):
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    # ---- checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Write everything needed to continue from here. A process killed in the middle leaves the older ones whole."""
+        self._fetch()
+        with self._clock.paused():
+            self._check_weights()
+            name = f"checkpoints/step-{self.step:08d}"
+            self._write_folder(name, self._save_state)
+            if self.is_main:
+                for old in self._checkpoints()[: -self.options.checkpoint_total_limit]:
+                    _remove(old)
+
+    def _save_state(self, folder: Path) -> None:
+        self.accelerator.save_state(str(folder))
+        self.accelerator.wait_for_everyone()
+        if not self.is_main:
+            return
+        os.fsync(self._log_file.fileno())
+        names = ("step", "epoch", "batch_in_epoch", "best", "evaluations_without_improvement", "stopping")
+        state = {name: getattr(self, name) for name in names}
+        if self.stopping and self.stopping.startswith("signal"):
+            state["stopping"] = None  # that was for this process, not for the run
+        state |= {"window": self._window, "term_names": self._term_names, "log_bytes": self._log_file.tell()}
+        state["files"] = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+        (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def _check_weights(self) -> None:
+        """Refuse to save weights or statistics that are not finite."""
+        floats = [t for t in self.network.state_dict().values() if t.is_floating_point()]
+        finite = torch.stack([torch.isfinite(t).all() for t in floats]).tolist()
+        if not all(finite):
+            names = [n for n, t in self.network.state_dict().items() if t.is_floating_point()]
+            bad = [name for name, ok in zip(names, finite, strict=True) if not ok]
+            self._refuse(f"after step {self.step} {len(bad)} of the model's tensors are not finite, first {bad[0]}")
+
+    def _write_folder(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let all processes `write` a folder, flush it to disk, and only then give it its name."""
+        place = self.output_dir / name
+        unfinished = place.with_name(f"{TEMPORARY}{place.name}")
+        if self.is_main:
+            _remove(unfinished)
+            unfinished.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        write(unfinished)
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            _put_in_place(unfinished, place)
+        self.accelerator.wait_for_everyone()
+
+    # ---- the end
+
+    def finish(self) -> Path:
+        """Measure the finished model and write `final/`: weights, code, processor, card. Upload it if asked to.
+
+        Returns:
+            the folder.
+        """
+        self._fetch()
+        with self._published_weights():
+            state = self.accelerator.get_state_dict(self.model)
+        self._write_folder("final", lambda folder: self._write_final(folder, state) if self.is_main else None)
+        folder = self.output_dir / "final"
+        if self.is_main:
+            print(f"the finished model is in {folder}")
+            if self.options.push_to_hub:
+                from .publishing import push_folder
+
+                push_folder(folder, self.options.hub_model_id, private=self.options.hub_private_repo or None)
+                print(f"published as {self.options.hub_model_id}")
+            self._log_file.close()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return folder
+
+    def _write_final(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        from .publishing import save_for_hub
+
+        model_class = self.arguments.variant.model_class()
+        if self.options.final_weights == "best" and self.best:
+            model = model_class.from_pretrained(self.output_dir / "best", dtype=torch.float32)
+        else:
+            model = model_class(self.config)
+            model.load_state_dict(state)
+        model.to(self.device).eval()
+        metrics = None
+        if self.options.final_evaluation:
+            corpus = self.arguments.corpus
+            described = {"name": corpus.dataset, "split": "validation"}
+            described |= {"config": corpus.dataset_config_name} if corpus.dataset_config_name else {}
+            described |= {"revision": corpus.dataset_revision} if corpus.dataset_revision else {}
+            metrics = evaluate_model(
+                model,
+                self.train,
+                self.validation,
+                corpus=described,
+                num_importance_samples=self.options.num_importance_samples,
+                seed=self.options.seed,
+                command=self.arguments.command,
+            )
+        for name, picture in self.pictures(model).items():
+            picture.save(folder / f"{name}.png")
+        (folder / "recipe.yaml").write_text(self._recipe(), encoding="utf-8")
+        save_for_hub(model, folder, image_processor=self.processor, metrics=metrics)
+
+    def _recipe(self) -> str:
+        """The flags of this run as a recipe file, without those that say where it ran."""
+        arguments = self.arguments
+        groups = [dataclasses.asdict(arguments.corpus), dataclasses.asdict(arguments.run), arguments.model]
+        groups += [dataclasses.asdict(arguments.extra)] if arguments.extra else []
+        values = {name: value for group in groups for name, value in group.items() if name in arguments.explicit}
+        local = {*FREE_ON_RESUME, "use_cpu"} - {"final_weights", "num_importance_samples"}
+        return yaml.safe_dump({name: value for name, value in values.items() if name not in local}, sort_keys=False)
+
+    def pictures(self, model: torch.nn.Module) -> dict[str, Any]:
+        """PIL images by name: validation images over their reconstructions and, where there is a prior, samples.
+
+        Empty for images that are neither grey nor RGB.
+        """
+        count = min(self.options.num_pictures, len(self.validation))
+        if not count or self.config.num_channels not in (1, 3):
+            return {}
+        images = torch.from_numpy(np.array(self.validation.images[:count]))
+        pixel_values = to_pixel_values(images, self.device)
+        with torch.no_grad():
+            reconstruction = model(pixel_values, return_loss=False).reconstruction
+            pictures = {"reconstructions": reconstruction_grid(pixel_values, reconstruction)}
+            if hasattr(model, "sample"):
+                generator = torch.Generator(self.device).manual_seed(self.options.seed)
+                pictures["samples"] = image_grid(model.sample(count, generator=generator))
+        return pictures
+
+
+# ---------------------------------------------------------------------------------------------------------- small parts
+
+
+class _Clock:
+    """Steps per second between two calls of `rate`, not counting what happens in `paused`."""
+
+    def __init__(self, step: int = 0):
+        self._step, self._since, self._excluded, self._depth = step, time.perf_counter(), 0.0, 0
+
+    def rate(self, step: int) -> float:
+        now = time.perf_counter()
+        rate = (step - self._step) / max(now - self._since - self._excluded, 1e-9)
+        self._step, self._since, self._excluded = step, now, 0.0
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        start, self._depth = time.perf_counter(), self._depth + 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:  # the outermost counts
+                self._excluded += time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _as_training_error() -> Iterator[None]:
+    """What is wrong with a corpus is said without a stack trace."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise TrainingError(str(error)) from error
+
+
+def _image_format(dataset, image_column: str | None) -> dict[str, Any]:
+    """`image_size` and `num_channels` of the first readable image of a split."""
+    import datasets
+
+    if dataset.features is None:  # a stream that has not been looked at
+        dataset = dataset._resolve_features()
+    column = find_image_column(dataset.features, image_column)
+    rows = dataset.select_columns([column])
+    if isinstance(dataset.features[column], datasets.Image):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    for row in islice(rows, 100):
+        value = row[column]
+        with contextlib.suppress(OSError, ValueError, TypeError, SyntaxError):
+            value = {"bytes": value, "path": None} if isinstance(value, bytes) else value
+            if isinstance(value, dict):
+                image = ImageOps.exif_transpose(datasets.Image().decode_example(value))
+                channels = 3 if image.mode == "P" or len(image.getbands()) > 2 else 1
+                height, width = image.height, image.width
+            else:
+                array = np.asarray(value)
+                height, width = array.shape[-2:] if array.ndim == 2 or array.shape[0] in (1, 3) else array.shape[:2]
+                channels = 3 if array.ndim == 3 and 3 in (array.shape[0], array.shape[-1]) else 1
+            return {"image_size": height if height == width else [height, width], "num_channels": channels}
+    raise TrainingError(
+        f"none of the first images of column {column} can be read: give --image_size and --num_channels"
+    )
+
+
+def _read_stream(dataset, processor, limit: int, columns: dict[str, Any]) -> ImageArrays:
+    """The first images of a streamed split, in memory."""
+    batches = StreamingImageBatches(dataset, processor, 64, shuffle=False, seed=0, drop_last=False, **columns)
+    images, labels, count = [], [], 0
+    for batch in batches:
+        images.append(batch["images"].numpy())
+        labels.append(batch["labels"].numpy() if "labels" in batch else None)
+        count += len(images[-1])
+        if count >= limit:
+            break
+    return ImageArrays(
+        images=np.concatenate(images)[:limit],
+        labels=None if labels[0] is None else np.concatenate(labels)[:limit],
+        label_names=batches.label_names,
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has every file it was written with, at its length."""
+    try:
+        files = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _put_in_place(unfinished: Path, place: Path) -> None:
+    """Flush a written folder to disk and give it its name, in the place of an older one of that name."""
+    for path in [*unfinished.rglob("*"), unfinished]:
+        _flush(path)
+    if place.exists():
+        aside = place.with_name(f"{TEMPORARY}{place.name}-old")
+        _remove(aside)
+        place.rename(aside)
+        unfinished.rename(place)
+        shutil.rmtree(aside)
+    else:
+        unfinished.rename(place)
+    _flush(place.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder so that a process killed in between leaves no half of it under its name."""
+    if folder.exists():
+        doomed = folder if folder.name.startswith(TEMPORARY) else folder.with_name(f"{TEMPORARY}{folder.name}-gone")
+        if doomed != folder:
+            folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{TEMPORARY}{path.name}")
+    unfinished.write_text(text, encoding="utf-8")
+    _flush(unfinished)
+    unfinished.replace(path)
+
+
+def _in_words(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
