@@ -113,7 +113,7 @@ def get_variant(name: str) -> Variant:
 
 
 def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """For each Auto class of a variant: its module in transformers, our module it needs, and the call that registers."""
+    """For each Auto class of a variant: its module in transformers, our class, and the call that registers it."""
     auto = "transformers.models.auto"
 
     def register_config():

@@ -1,8 +1,8 @@
 """Bottlenecks: what stands between encoder and decoder.
 
-Vector quantisation follows van den Oord et al. 2017 (VQ-VAE), with moving averages as in its appendix A and in Razavi et
-al. 2019, residual codebooks as in Zeghidour et al. 2021 (SoundStream), and finite scalar quantisation as in Mentzer et al.
-2024 (FSQ). Where it departs:
+Vector quantisation follows van den Oord et al. 2017 (VQ-VAE), with moving averages as in its appendix A and in Razavi
+et al. 2019, residual codebooks as in Zeghidour et al. 2021 (SoundStream), and finite scalar quantisation as in Mentzer
+et al. 2024 (FSQ). Where it departs:
 
 - Usage statistics are relative: 1 means that an entry gets the same share of the vectors as the average entry. So
   thresholds mean the same at every batch size, and an entry that is never chosen keeps its place (sum and count decay

@@ -6,7 +6,6 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers import PreTrainedConfig
 
-
 PACKAGE = __name__.rpartition(".")[0]  # "hf_autoencoders.models"; "transformers_modules. ..." when loaded from the Hub
 
 

@@ -3,9 +3,9 @@
     image (C, H, W) -> ImageEncoder -> features -> [flatten, linear] -> latent vector          (VectorEncoder)
     latent vector -> [linear, unflatten] -> features -> ImageDecoder -> image (C, H, W)         (VectorDecoder)
 
-The features are a vector for `architecture="mlp"` and a map `(hidden_sizes[-1], h, w)` for `"conv"` and `"resnet"`, where
-each level halves height and width, odd sizes rounded up. The decoder doubles and crops to the sizes of the encoder's
-levels, so every image size comes back exactly.
+The features are a vector for `architecture="mlp"` and a map `(hidden_sizes[-1], h, w)` for `"conv"` and `"resnet"`,
+where each level halves height and width, odd sizes rounded up. The decoder doubles and crops to the sizes of the
+encoder's levels, so every image size comes back exactly.
 """
 
 import math

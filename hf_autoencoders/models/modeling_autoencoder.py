@@ -1,10 +1,12 @@
 """Deterministic auto-encoder, and a classifier on its encoder.
 
-    pixel_values (B, C, H, W) -> [noise] -> encoder -> latents (B, latent_size) -> decoder -> reconstruction (B, C, H, W)
+    pixel_values (B, C, H, W) -> [noise] -> encoder -> latents (B, latent_size)
+                                                              |
+    reconstruction (B, C, H, W)  <-  decoder  <---------------+
 
 Options: denoising (Vincent et al. 2010), sparse (Ng 2011) and contractive (Rifai et al. 2011) auto-encoders. The
-contractive penalty departs from the paper: instead of the Jacobian of one sigmoid layer in closed form, it is estimated for
-any encoder from the change of the code under a small random change of the input.
+contractive penalty departs from the paper: instead of the Jacobian of one sigmoid layer in closed form, it is estimated
+for any encoder from the change of the code under a small random change of the input.
 """
 
 import torch

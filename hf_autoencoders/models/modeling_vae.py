@@ -1,12 +1,14 @@
 """Variational auto-encoder (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114).
 
-    pixel_values (B, C, H, W) -> encoder -> mean, log_variance (B, latent_size) -> z = mean + exp(log_variance / 2) epsilon
-                                                                                      |
-    reconstruction (B, C, H, W) = mean of p(x|z)  <-  decoder  <----------------------+
+    pixel_values (B, C, H, W) -> encoder -> mean, log_variance (B, latent_size)
+                                                      |
+                                      z = mean + exp(log_variance / 2) epsilon
+                                                      |
+    reconstruction (B, C, H, W)  <-  decoder  <-------+      (the mean of p(x|z))
 
-The loss is the negative evidence lower bound in nats per example. Where it departs from the paper: the weight of the KL
-term may be other than 1 (beta-VAE, Higgins et al. 2017), grow in the first steps (Bowman et al. 2016; Sonderby et al. 2016)
-or leave some nats free (Kingma et al. 2016).
+The loss is the negative evidence lower bound in nats per example. Where it departs from the paper: the weight of the
+KL term may be other than 1 (beta-VAE, Higgins et al. 2017), grow in the first steps (Bowman et al. 2016; Sonderby et al.
+2016) or leave some nats free (Kingma et al. 2016).
 """
 
 import torch
@@ -81,7 +83,7 @@ class VAEModel(PreTrainedAutoencoder):
         return self._mean_image(self._decode(latents))
 
     def reconstruction_log_likelihood(self, pixel_values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """log p(x|z) in nats, `(batch_size,)`, of images `(batch_size, C, H, W)` and latents `(batch_size, latent_size)`.
+        """log p(x|z) in nats, `(batch_size,)`, of images `(batch_size, C, H, W)`, latents `(batch_size, latent_size)`.
 
         A density for `likelihood="gaussian"`, a probability otherwise; grey pixels give the Bernoulli likelihood's
         cross-entropy.
