@@ -29,6 +29,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import types
 import typing
@@ -244,7 +245,9 @@ def parse_arguments(
         config_class(**model_fields)
     except (StrictDataclassError, ValueError) as error:
         parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
-    command = shlex.join([os.path.relpath(sys.argv[0]) if sys.argv[0] else "python", *argv])
+    script = Path(sys.argv[0])
+    launched = ["training/" + script.name] if script.parent.name == "training" else [str(script)]
+    command = shlex.join(["accelerate", "launch", *launched, *argv])
     return Arguments(variant, corpus, run, model_fields, rest[0] if extra else None, explicit, command)
 
 
@@ -792,13 +795,23 @@ class TrainingRun:
             scalars = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
             purge = {"tensorboard": {"purge_step": self.step + 1}} if checkpoint else {}
             self.accelerator.init_trackers("trackers", config=scalars, init_kwargs=purge)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame) -> None:
-        self._signal = number
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+    @contextlib.contextmanager
+    def _listening_to_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT (Ctrl-C) ask for a checkpoint and an end; the second one has its usual effect."""
+
+        def note(number, frame):
+            self._signal = number
+            signal.signal(number, before[number])
+
+        before = {}
+        try:
+            if threading.current_thread() is threading.main_thread():
+                before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     # ---- the loop
 
@@ -812,7 +825,7 @@ class TrainingRun:
             unit="step",
             disable=self.options.disable_progress_bar or not self.is_main,
         )
-        with progress:
+        with progress, self._listening_to_signals():
             self._progress = progress
             self._clock = _Clock(self.step)
             while self.step < self.max_steps and not self.stopping:
@@ -855,8 +868,9 @@ class TrainingRun:
         if not self._term_names:
             self._term_names = list(terms)
         row = torch.stack([terms[name].float() for name in self._term_names])
-        if batch.weight != 1.0:
-            row = row * (batch.weight / self.accelerator.num_processes)
+        share = batch.weight / self.accelerator.num_processes
+        if share != 1.0:
+            row = row * share
         self._row = row if self._row is None else self._row + row
         if batch.is_last:
             self._pending.append(self._row)
@@ -1008,7 +1022,7 @@ class TrainingRun:
         self._unwrapped().save_pretrained(folder, state_dict=state, is_main_process=self.is_main)
         if self.is_main:
             self.processor.save_pretrained(folder)
-            (folder / "metrics.json").write_text(json.dumps(self.best), encoding="utf-8")
+            (folder / "best.json").write_text(json.dumps(self.best), encoding="utf-8")
 
     def _unwrapped(self):
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

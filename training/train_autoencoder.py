@@ -6,22 +6,35 @@ With all defaults, on the embedded handwritten digits (under a minute on two CPU
 
 With a recipe, on one GPU or as many as `accelerate config` was told of:
 
-    accelerate launch training/train_autoencoder.py --recipe training/recipes/autoencoder_mnist.yaml --mixed_precision bf16
+    accelerate launch training/train_autoencoder.py --recipe training/recipes/autoencoder_mnist.yaml
 
 To see that it runs, in a few seconds:
 
     python training/train_autoencoder.py --max_steps 20 --architecture mlp --hidden_sizes 32 --output_dir runs/try
 """
 
-from hf_autoencoders.training_run import TrainingRun, WeightedMeans, parse_arguments
+import torch
+
+from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans, parse_arguments
+
+
+def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:
+    """Images of a batch and what is random about them: the same on any number of processes, and after a resume."""
+    model_inputs = {"pixel_values": batch.pixel_values}
+    if run.config.noise != "none":
+        sampler = torch.randn if run.config.noise == "gaussian" else torch.rand
+        model_inputs["noise"] = batch.draw(sampler, *run.config.input_shape)
+    if run.config.contractive_weight:
+        model_inputs["perturbation"] = batch.draw(torch.randn, *run.config.input_shape)
+    return model_inputs
 
 
 def evaluate(run: TrainingRun) -> dict[str, float]:
-    """Loss and its parts over the whole validation split; the images get no noise."""
+    """Loss and its parts over the whole validation split; in evaluation mode images get no noise."""
     means = WeightedMeans()
     with run.evaluating() as model:
         for batch in run.validation_batches():
-            means.add(model(batch.pixel_values), len(batch))
+            means.add(model(**inputs(run, batch)), len(batch))
     return means.compute()
 
 
@@ -30,7 +43,7 @@ def train(run: TrainingRun) -> None:
     for batches in run.steps():
         for batch in batches:  # more than one with --gradient_accumulation_steps
             with run.gradient_sync(batch):
-                output = model(batch.pixel_values)
+                output = model(**inputs(run, batch))
                 accelerator.backward(output.loss * batch.weight)
             run.record(output, batch)
         run.clip_gradients()

@@ -10,7 +10,7 @@ With a recipe, on one GPU or as many as `accelerate config` was told of:
 
 To see that it runs, in a few seconds:
 
-    python training/train_vae.py --max_steps 20 --architecture mlp --hidden_sizes 32 --latent_size 8 --output_dir runs/try
+    python training/train_vae.py --max_steps 20 --architecture mlp --hidden_sizes 32 --output_dir runs/try
 """
 
 from dataclasses import dataclass, field

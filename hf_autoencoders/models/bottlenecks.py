@@ -65,7 +65,7 @@ def _pick_vectors(vectors: torch.Tensor, seed: torch.Tensor, count: int) -> torc
     sizes[dist.get_rank()] = len(vectors)
     dist.all_reduce(sizes)
     first = sizes[: dist.get_rank()].sum()
-    indices = _random_indices(seed, count, 1 << 62) % sizes.sum() - first
+    indices = _random_indices(seed, count, sizes.sum()) - first
     mine = (indices >= 0) & (indices < len(vectors))
     picked = vectors[indices.clamp(0, len(vectors) - 1)] * mine.unsqueeze(1)
     dist.all_reduce(picked)

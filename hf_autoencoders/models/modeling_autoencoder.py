@@ -23,15 +23,18 @@ from .losses import bernoulli_sparsity
 from .outputs import AutoencoderOutput, EncoderOutput
 
 
-def corrupt(pixel_values: torch.Tensor, noise: str, level: float) -> torch.Tensor:
-    """Noisy copies of images `(batch_size, C, H, W)`, see [`AutoencoderConfig`]; a pixel's channels change together."""
+def corrupt(pixel_values: torch.Tensor, noise: str, level: float, draws: torch.Tensor | None = None) -> torch.Tensor:
+    """Noisy copies of images `(batch_size, C, H, W)`, see [`AutoencoderConfig`]; a pixel's channels change together.
+
+    `draws`, of the same shape, are the random numbers: standard normal for `"gaussian"`, uniform in [0, 1) otherwise.
+    """
     if noise == "gaussian":
-        return pixel_values + level * torch.randn_like(pixel_values)
-    changed = torch.rand_like(pixel_values[:, :1]) < level
-    value = torch.zeros_like(pixel_values[:, :1])
+        return pixel_values + level * (torch.randn_like(pixel_values) if draws is None else draws)
+    uniform = torch.rand_like(pixel_values[:, :1]) if draws is None else draws[:, :1]
+    value = torch.zeros_like(uniform)
     if noise == "salt_and_pepper":
-        value = (torch.rand_like(value) < 0.5).to(value.dtype)
-    return torch.where(changed, value, pixel_values)
+        value = (uniform < level / 2).to(value.dtype)
+    return torch.where(uniform < level, value, pixel_values)
 
 
 class AutoencoderModel(PreTrainedAutoencoder):
@@ -83,12 +86,14 @@ class AutoencoderModel(PreTrainedAutoencoder):
         """
         return self._output(self._decode(latents))
 
-    def _contraction(self, pixel_values: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    def _contraction(
+        self, pixel_values: torch.Tensor, latents: torch.Tensor, draws: torch.Tensor | None
+    ) -> torch.Tensor:
         """Mean over the batch of the squared Frobenius norm of d latents / d pixel_values.
 
         For e ~ N(0, I) and a small s, E |f(x + s e) - f(x)|^2 / s^2 is that norm; exact for a linear encoder.
         """
-        step = self.contraction_step * torch.randn_like(pixel_values)
+        step = self.contraction_step * (torch.randn_like(pixel_values) if draws is None else draws)
         change = self._encode(pixel_values + step)[0].float() - latents.float()
         return change.square().sum(1).mean() / self.contraction_step**2
 
@@ -98,17 +103,23 @@ class AutoencoderModel(PreTrainedAutoencoder):
         pixel_values: torch.Tensor,
         return_loss: bool = True,
         output_hidden_states: bool | None = None,
+        noise: torch.Tensor | None = None,
+        perturbation: torch.Tensor | None = None,
     ) -> AutoencoderOutput:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, C, H, W)`): images in [0, 1].
             return_loss (`bool`, *optional*, defaults to `True`): also compute the losses.
             output_hidden_states (`bool`, *optional*): also return the output of each level of the encoder.
+            noise (`torch.FloatTensor` of shape `(batch_size, C, H, W)`, *optional*): the random numbers of
+                `config.noise`, see [`corrupt`]; drawn when not given. Used in training mode only.
+            perturbation (`torch.FloatTensor` of shape `(batch_size, C, H, W)`, *optional*): the standard normal numbers
+                of the contractive penalty; drawn when not given.
         """
         config, inputs = self.config, pixel_values
         if self.training and config.noise != "none":
             check_pixel_values(pixel_values, config.input_shape)
-            inputs = corrupt(pixel_values, config.noise, config.noise_level)
+            inputs = corrupt(pixel_values, config.noise, config.noise_level, noise)
         latents, hidden_states = self._encode(inputs)
         decoded = self._decode(latents)
 
@@ -123,7 +134,7 @@ class AutoencoderModel(PreTrainedAutoencoder):
                     sparsity_loss = bernoulli_sparsity(latents, config.sparsity_target)
                 loss = loss + config.sparsity_weight * sparsity_loss
             if config.contractive_weight > 0:
-                contractive_loss = self._contraction(inputs, latents)
+                contractive_loss = self._contraction(inputs, latents, perturbation)
                 loss = loss + config.contractive_weight * contractive_loss
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
