@@ -62,18 +62,26 @@ def load_corpus(
 
 def _load(name: str, config_name, revision, streaming) -> dict:
     import datasets
+    import pyarrow as pa
 
     try:
         return _load_from(Path(name).expanduser(), name, config_name, revision, streaming)
-    except datasets.exceptions.DatasetGenerationError as error:
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
         raise ValueError(f"Corpus {name!r} cannot be read: {error.__cause__ or error}") from error
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"Corpus {name!r} is empty: one of its splits has no rows ({error}).") from error
+        raise
 
 
 def _load_from(path: Path, name: str, config_name, revision, streaming) -> dict:
     import datasets
 
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):  # save_to_disk
-        loaded = datasets.load_from_disk(str(path))
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except IndexError as error:  # datasets saves a split without rows, and cannot read it again
+            raise ValueError(f"Corpus {name!r} is empty: one of its saved splits has no rows.") from error
         loaded = loaded if isinstance(loaded, dict) else {"train": loaded}
         return {key: split.to_iterable_dataset() for key, split in loaded.items()} if streaming else dict(loaded)
     if path.is_file():

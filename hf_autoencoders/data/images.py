@@ -103,7 +103,7 @@ def _is_image(feature) -> bool:
 
 
 def find_image_column(features, image_column: str | None = None) -> str:
-    """The column of the images: the one asked for, else the only one of feature Image, else by its usual names."""
+    """The column of the images: the one asked for, else the only one that can be, else by its usual names."""
     import datasets
 
     listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
@@ -116,9 +116,9 @@ def find_image_column(features, image_column: str | None = None) -> str:
             )
         return image_column
     candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    candidates = candidates or [name for name, feature in features.items() if _is_image(feature)]
     if len(candidates) == 1:
         return candidates[0]
-    candidates = candidates or [name for name, feature in features.items() if _is_image(feature)]
     for name in IMAGE_COLUMN_NAMES:
         if name in candidates:
             return name
@@ -581,6 +581,7 @@ class StreamingImageBatches:
         num_rows: int | None = None,
     ):
         import datasets
+        import pyarrow as pa
 
         _check_batching(batch_size, seed, process_index, num_processes)
         if on_bad_image not in ("raise", "skip"):
@@ -588,7 +589,12 @@ class StreamingImageBatches:
         if not isinstance(dataset, datasets.IterableDataset):
             raise TypeError(f"Expected a datasets.IterableDataset (a streamed split), got {type(dataset).__name__}.")
         if dataset.features is None:
-            dataset = dataset._resolve_features()  # reads the first rows
+            try:
+                dataset = dataset._resolve_features()  # reads the first rows
+            except pa.ArrowInvalid as error:
+                raise ValueError(
+                    f"The columns of the stream are unknown: make it with features=... ({error})"
+                ) from error
         if not dataset.features:
             raise ValueError("The corpus is empty: the stream has no rows.")
         self.image_column = find_image_column(dataset.features, image_column)
@@ -611,7 +617,8 @@ class StreamingImageBatches:
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self._stream.set_epoch(epoch)
+        if self.shuffle:  # else it would change the order of the files all the same
+            self._stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return self.iterate()
@@ -623,9 +630,10 @@ class StreamingImageBatches:
 
     def _iterate(self, start_batch: int) -> Iterator[dict[str, torch.Tensor]]:
         self.skipped = []
-        stream = self._stream.skip(start_batch * self.batch_size) if start_batch else self._stream
+        # not IterableDataset.skip: what it returns has forgotten the epoch
+        batches = self._stream.iter(batch_size=self.batch_size, drop_last_batch=self.drop_last)
         position, batch = start_batch * self.batch_size, None
-        for batch in stream.iter(batch_size=self.batch_size, drop_last_batch=self.drop_last):
+        for batch in itertools.islice(batches, start_batch, None):
             values = batch[self.image_column]
             if len(values) < self.num_processes:
                 logger.warning(
