@@ -6,7 +6,7 @@
 Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json`, the code
 that these name, `README.md` (the model card), `metrics.json`, `run.json` and pictures; [`published_files`] lists them.
 The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with what configuration, run and
-metrics say. What was not measured is not in it. Whoever edits a card takes its first comment line out; then it is theirs.
+metrics say. What was not measured is not in it. Whoever edits a card takes its first comment line out, and owns it.
 
 `model.save_pretrained` and `model.push_to_hub` lead here too (`models/portable.py`).
 """
@@ -20,9 +20,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
+import jinja2
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
@@ -31,6 +31,7 @@ from .registry import VARIANTS, Variant
 
 logger = logging.get_logger(__name__)
 
+PACKAGE_FOLDER = Path(__file__).parent
 CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 METRICS, RUN = "metrics.json", "run.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -325,7 +326,7 @@ def read_metrics(metrics: Mapping | str | os.PathLike, variant: Variant | None =
 def card_template(variant: Variant) -> str:
     """The text of `model_cards/<variant>.md`: of the installed package, or of the repository it is run from."""
     name = f"{variant.name}.md"
-    for folder in (resources.files("hf_autoencoders") / "model_cards", Path(__file__).parents[1] / "model_cards"):
+    for folder in (PACKAGE_FOLDER / "model_cards", PACKAGE_FOLDER.parent / "model_cards"):
         if (folder / name).is_file():
             return (folder / name).read_text("utf-8")
     raise FileNotFoundError(
@@ -352,8 +353,6 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, tags: 
 
 def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = ()) -> ModelCard:
     """The card of a model folder: its variant's template, filled from the files beside the weights."""
-    import jinja2  # comes with torch
-
     folder = Path(folder)
     config_dict = json.loads((folder / CONFIG).read_text("utf-8"))
     variant = VARIANTS[config_dict["model_type"]]

@@ -1,0 +1,389 @@
+"""Folders that are ready for the Hub, and their cards."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from hf_autoencoders import VARIANTS, AutoencoderForImageClassification, VQVAEModel, publishing
+from hf_autoencoders.models import portable
+from hf_autoencoders.publishing import (
+    IncompleteFolderError,
+    check_folder,
+    published_files,
+    push_folder,
+    render_card,
+    save_for_hub,
+    write_card,
+)
+
+METRICS = {
+    "model_type": "hfae_vqvae",
+    "name": "vqvae",
+    "corpus": {"name": "digits", "split": "validation", "rows": 180},
+    "metrics": {"mse": 0.0123456, "psnr": 19.1, "code_usage": 1.0, "code_usage_0": 1.0, "something_new": 3.5},
+    "baselines": {"pca_equal_bits_mse": 0.0234567},
+    "seed": 7,
+    "command": "hf-autoencoders evaluate runs/vqvae digits",
+    "machine": "a quiet one, 2 cores",
+    "date": "2025-01-31T10:00:00+00:00",
+}
+RUN = {
+    "command": "accelerate launch training/train_vqvae.py --dataset digits",
+    "arguments": {"dataset": "digits", "seed": 5, "learning_rate": 0.001, "output_dir": "/home/someone/runs"},
+    "machine": "a loud one",
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def tiny_model(variant="hfae_vqvae", **options):
+    variant = VARIANTS[variant]
+    return variant.model_class()(variant.config_class()(**{"image_size": 12, "hidden_sizes": (8, 8), **options})).eval()
+
+
+def all_classes():
+    return [cls for row in VARIANTS.values() for cls in (row.model_class(), *row.head_classes().values())]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A complete folder of a VQ-VAE with numbers."""
+    return save_for_hub(tiny_model(), tmp_path / "vqvae-digits", metrics=METRICS, run=RUN)
+
+
+def problems(folder) -> list[str]:
+    with pytest.raises(IncompleteFolderError) as error:
+        check_folder(folder)
+    return [line[2:] for line in str(error.value).splitlines() if line.startswith("- ")]
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_class", all_classes(), ids=lambda cls: cls.__name__)
+def test_save_pretrained_is_all_it_takes(tmp_path, model_class):
+    """Code, full `auto_map`, processor and card, for models and heads; and nothing lingers on the classes."""
+    model = model_class(model_class.config_class(image_size=[11, 14], hidden_sizes=(8, 8), num_channels=3))
+    model.save_pretrained(tmp_path)
+    check_folder(tmp_path)
+    assert set(published_files(tmp_path)) == {path.name for path in tmp_path.iterdir()}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == VARIANTS[config["model_type"]].auto_map
+    assert AutoImageProcessor.from_pretrained(tmp_path)(Image.new("RGB", (9, 9)), return_tensors="pt")[
+        "pixel_values"
+    ].shape == (1, 3, 11, 14)
+    assert model_class._auto_class is None
+    loaded = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert model.config.to_dict() == {**loaded, "_name_or_path": ""}
+
+
+def test_the_registry_and_the_files_that_travel_agree():
+    for row in VARIANTS.values():
+        processor = {"AutoImageProcessor": row.processor}
+        for model_class in (row.model_class(), *row.head_classes().values()):
+            assert portable.auto_map(model_class) | processor == row.auto_map
+
+
+def test_a_model_of_the_hub_saved_by_local_classes_takes_its_code_along(folder, tmp_path):
+    """transformers would write the `auto_map` that it read, and no file."""
+    model = AutoModel.from_pretrained(folder)
+    assert type(model) is VQVAEModel and "AutoModel" in model.config.auto_map
+    model.save_pretrained(tmp_path / "again")
+    check_folder(tmp_path / "again")
+
+
+def test_configuration_and_processor_alone_take_their_code_along(folder, tmp_path):
+    AutoConfig.from_pretrained(folder).save_pretrained(tmp_path / "config")
+    assert (tmp_path / "config" / "configuration_vqvae.py").is_file()
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(tmp_path / "processor")
+    saved = json.loads((tmp_path / "processor" / "preprocessor_config.json").read_text())
+    assert saved["auto_map"] == {"AutoImageProcessor": "image_processing_autoencoder.AutoencoderImageProcessor"}
+    assert (tmp_path / "processor" / "image_processing_autoencoder.py").is_file()
+
+
+def test_a_users_own_class_is_saved_without_code(tmp_path):
+    """Its file may need others that cannot travel: transformers would fail on it."""
+
+    class Mine(VQVAEModel):
+        pass
+
+    model = Mine(tiny_model().config)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("modeling_*")) and not (tmp_path / "README.md").exists()
+    assert "test_publishing.py" not in {path.name for path in tmp_path.iterdir()}
+    assert torch.equal(next(Mine.from_pretrained(tmp_path).parameters()), next(model.parameters()))
+
+
+def test_other_processes_write_nothing(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "rank-1", is_main_process=False)
+    assert not (tmp_path / "rank-1").exists() or not list((tmp_path / "rank-1").iterdir())
+
+
+def test_processor_and_card_that_are_there_stay(tmp_path):
+    row = VARIANTS["hfae_vqvae"]
+    row.processor_class()(size=12, num_channels=1, resample=0).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("Mine.")
+    tiny_model().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["resample"] == 0
+    assert (tmp_path / "README.md").read_text() == "Mine."
+
+
+def test_save_for_hub(folder, tmp_path):
+    check_folder(folder)
+    assert json.loads((folder / "metrics.json").read_text()) == METRICS
+    run = json.loads((folder / "run.json").read_text())
+    assert run == {**RUN, "arguments": {"dataset": "digits", "seed": 5, "learning_rate": 0.001}}  # no path of ours
+    assert [path.name for path in tmp_path.iterdir()] == ["vqvae-digits"]
+    assert not any(path.name.startswith(".") for path in folder.iterdir())
+
+
+def test_saving_again_replaces_what_is_ours_and_nothing_else(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "optimizer.bin").write_bytes(b"x")
+    Image.new("L", (4, 4)).save(folder / "samples.png")
+    model = tiny_model(codebook_size=100)
+    save_for_hub(model, folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").is_file() and not (folder / "model.safetensors").exists()
+    check_folder(folder)
+    save_for_hub(model, folder)
+    assert not list(folder.glob("model*-of-*")) and not (folder / "model.safetensors.index.json").exists()
+    assert (folder / "model.safetensors").read_bytes() != before
+    assert (folder / "checkpoints" / "optimizer.bin").is_file()
+    files = published_files(folder)
+    assert {"samples.png", "metrics.json", "run.json"} <= set(files)  # kept, as nothing newer was given
+    assert not any(name.endswith((".bin", ".pkl")) or "/" in name for name in files)
+    assert "![Samples from the prior.](samples.png)" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("stage", ["weights", "card", "check"])
+def test_a_save_that_fails_leaves_the_folder_as_it_was(folder, monkeypatch, stage):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    targets = {
+        "weights": "transformers.modeling_utils.safe_save_file",
+        "card": "hf_autoencoders.publishing.render_card",
+    }
+    monkeypatch.setattr(targets.get(stage, "hf_autoencoders.publishing.check_folder"), fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_for_hub(tiny_model(codebook_size=100), folder, metrics={"metrics": {"mse": 1.0}})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"metrics": {"mse": float("nan")}}, "finite number for mse, got nan"),
+        ({"metrics": {"mse": "low"}}, "finite number for mse, got 'low'"),
+        ({"metrics": {}, "baselines": {"pca": float("inf")}}, "finite number for pca"),
+        (
+            {"metrics": {"mse": 1.0}, "model_type": "hfae_vae"},
+            'measured on a "hfae_vae", but the model is a "hfae_vqvae"',
+        ),
+        ({"mse": 0.1}, 'expected {"metrics": {name: number}'),
+        ([1], 'expected {"metrics": {name: number}'),
+        ("{", "is not JSON"),
+    ],
+)
+def test_wrong_metrics_are_refused(tmp_path, metrics, message):
+    if not isinstance(metrics, dict):
+        text = metrics if isinstance(metrics, str) else json.dumps(metrics)
+        metrics = tmp_path / "metrics.json"
+        metrics.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        save_for_hub(tiny_model(), tmp_path / "model", metrics=metrics)
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_missing_metrics_and_foreign_models_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_for_hub(tiny_model(), tmp_path / "model", metrics=tmp_path / "nowhere.json")
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8)
+    with pytest.raises(ValueError, match="expected a model of this package .*hfae_vae.* got model_type 'vit'"):
+        save_for_hub(ViTModel(config), tmp_path / "model")
+
+
+# -- checking ----------------------------------------------------------------------------------------------------------
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+SPOILED = {
+    "no configuration": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+    "no JSON": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
+    "another model": (lambda d: edit_json(d / "config.json", model_type="vit"), "model_type 'vit', expected one of"),
+    "no auto_map": (lambda d: edit_json(d / "config.json", auto_map={}), "auto_map in config.json has no AutoModel"),
+    "no code": (lambda d: (d / "modeling_vqvae.py").unlink(), "there is no file modeling_vqvae.py"),
+    "no sibling": (lambda d: (d / "layers.py").unlink(), "layers.py is imported by another file but missing"),
+    "no class": (lambda d: (d / "modeling_vqvae.py").write_text("x = 1"), "modeling_vqvae.py has no such class"),
+    "needs us": (
+        lambda d: (d / "layers.py").write_text("from hf_autoencoders.models import base"),
+        "layers.py imports hf_autoencoders",
+    ),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing or damaged"),
+    "short weights": (
+        lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-1]),
+        "model.safetensors is missing or damaged",
+    ),
+    "pickled weights": (
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+        "pickled weights are not published",
+    ),
+    "no processor": (lambda d: (d / "preprocessor_config.json").unlink(), "preprocessor_config.json is missing"),
+    "no card": (lambda d: (d / "README.md").unlink(), "README.md (the model card) is missing"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_incomplete_folders_are_refused_before_anything_is_sent(folder, case, monkeypatch):
+    spoil, message = SPOILED[case]
+    spoil(folder)
+    assert any(message in problem for problem in problems(folder))
+    monkeypatch.setattr(publishing, "HfApi", None)  # calling it would raise TypeError
+    with pytest.raises(IncompleteFolderError, match="not a complete model folder"):
+        push_folder(folder, "alice/model")
+
+
+def test_all_problems_are_listed_at_once(folder):
+    (folder / "README.md").unlink()
+    (folder / "outputs.py").unlink()
+    assert len(problems(folder)) == 2
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    assert "config.json is missing" in problems(tmp_path)
+
+
+# -- cards -------------------------------------------------------------------------------------------------------------
+
+
+def test_card_says_what_was_measured(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert {"hf_autoencoders", "vqvae"} <= set(card.data.tags)
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        name: value for name, value in METRICS["metrics"].items() if name != "code_usage_0"
+    }
+    assert (results["mse"].dataset_type, results["mse"].dataset_split) == ("digits", "validation")
+    for text in ("| 0.01235 |", "| 0.02346 |", "`something_new`", "seed 7", METRICS["command"], METRICS["machine"]):
+        assert text in card.text, text
+    for text in (RUN["command"], "| `learning_rate` | 0.001 |", "a loud one", "torch 2.13.0"):
+        assert text in card.text, text
+    assert "/home/someone" not in card.text
+
+
+def test_card_leaves_out_what_was_not_measured(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results is None and card.data.datasets is None
+    assert "Not measured" in card.text and "was not recorded" in card.text
+    assert "|---|" not in card.text
+
+
+OPTIONS = {
+    "hfae_autoencoder": [
+        {},
+        {"architecture": "mlp", "hidden_sizes": (), "reconstruction_loss": "bce"},
+        {"noise": "salt_and_pepper", "sparsity": "l1", "contractive_weight": 0.1, "latent_activation": "relu"},
+    ],
+    "hfae_vae": [
+        {},
+        {"likelihood": "gaussian", "beta": 4, "kl_warmup_steps": 2000, "free_bits": 0.5},
+        {"likelihood": "discretized_logistic", "architecture": "resnet", "num_channels": 3},
+    ],
+    "hfae_vqvae": [
+        {},
+        {"quantizer": "fsq"},
+        {"num_codebooks": 3, "codebook_update": "gradient", "dead_code_threshold": 0},
+        {"codebook_distance": "cosine", "num_channels": 3, "image_size": [11, 14]},
+    ],
+}
+
+
+@pytest.mark.parametrize(("variant", "options"), [(name, options) for name in OPTIONS for options in OPTIONS[name]])
+def test_cards_hold_for_every_option(tmp_path, variant, options):
+    """Every name in the template is known, nothing is left unfilled, every question of a card has its section."""
+    tiny_model(variant, **options).save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert not re.search(r"\{\{|\}\}|\{%|%\}|\{#|None|nan|More Information|Undefined", text)
+    sections = ["What it is", "Use", "Training", "Evaluation", "Limits", "Bias", "Citation"]
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == sections
+    assert "\n\n\n\n" not in text
+
+
+def test_every_variant_has_its_options_here():
+    assert set(OPTIONS) == set(VARIANTS)
+
+
+def snippets(card) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+
+
+@pytest.mark.parametrize("model_class", all_classes(), ids=lambda cls: cls.__name__)
+def test_code_in_cards_runs(tmp_path, monkeypatch, model_class, capsys):
+    model = model_class(model_class.config_class(image_size=12, hidden_sizes=(8, 8)))
+    model.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (30, 20), "white").save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    (code,) = snippets(str(render_card(tmp_path / "model", str(tmp_path / "model"))))
+    names = {}
+    exec(compile(code, "card", "exec"), names)
+    if model_class is AutoencoderForImageClassification:
+        assert capsys.readouterr().out.startswith("LABEL_")
+    else:
+        assert names["images"][0].size == (12, 12)
+
+
+def test_card_of_a_classifier(tmp_path):
+    config = AutoencoderForImageClassification.config_class(image_size=12, hidden_sizes=(8, 8), num_labels=7)
+    AutoencoderForImageClassification(config).save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    assert "7 classes" in card.text and "AutoModelForImageClassification.from_pretrained(model_id" in card.text
+
+
+def test_card_is_written_again_until_somebody_edits_it(folder):
+    write_card(folder, model_id="alice/first", tags=["mnist"])
+    assert 'model_id = "alice/first"' in (folder / "README.md").read_text()
+    write_card(folder)  # keeps what it was told before
+    text = (folder / "README.md").read_text()
+    assert 'model_id = "alice/first"' in text and "- mnist" in text
+    edited = text.replace(publishing.CARD_MARK, "").replace("## Limits", "## Limits, in my words")
+    (folder / "README.md").write_text(edited)
+    write_card(folder, model_id="alice/second")
+    save_for_hub(tiny_model(), folder)
+    assert (folder / "README.md").read_text() == edited
+
+
+def test_corpus_of_the_hub_is_linked_and_a_local_one_is_not(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    for name, datasets in (("ylecun/mnist", ["ylecun/mnist"]), ("data/mine", None), ("/data/mnist", None)):
+        edit_json(folder / "metrics.json", corpus={"name": name, "split": "test", "config_name": "plain"})
+        assert render_card(folder, "model").data.datasets == datasets
+        assert f"corpus `{name}`, configuration `plain`, test split" in render_card(folder, "model").text
+
+
+def test_templates_come_with_the_installed_package(root, tmp_path, monkeypatch):
+    """In the wheel they lie within the package; the source tree has them beside it."""
+    assert '"model_cards" = "hf_autoencoders/model_cards"' in (root / "pyproject.toml").read_text()
+    row = VARIANTS["hfae_vae"]
+    monkeypatch.setattr(publishing, "PACKAGE_FOLDER", tmp_path / "hf_autoencoders")
+    with pytest.raises(FileNotFoundError, match="is the installation complete"):
+        publishing.card_template(row)
+    shutil.copytree(root / "model_cards", tmp_path / "hf_autoencoders" / "model_cards")
+    assert publishing.card_template(row) == (root / "model_cards" / "vae.md").read_text()

@@ -1,0 +1,132 @@
+"""Every variant, saved, loads and trains in a process that has never heard of this package."""
+
+import json
+
+import pytest
+import torch
+from processes import WITHOUT_PACKAGE, run_python
+from safetensors.torch import load_file, save_file
+
+from hf_autoencoders import VARIANTS, publishing
+
+CHILD = """
+import torch
+from pathlib import Path
+from PIL import Image
+from safetensors.torch import load_file
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
+
+def check(folder, auto_class):
+    expected = load_file(f"{folder}/expected.st")
+    pixels = expected.pop("pixel_values")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    with torch.no_grad():
+        outputs = model(pixels)
+    for name, value in expected.items():
+        assert torch.equal(outputs[name], value), (folder, name)
+    return model, pixels
+
+for folder, auto_class in args["models"]:
+    model, pixels = check(folder, auto_class)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    config = model.config
+    inputs = processor(Image.new("RGB", (40, 30), "white"), return_tensors="pt")
+    assert inputs["pixel_values"].shape[1:] == (config.num_channels, *args["size"]), inputs["pixel_values"].shape
+
+    # what came from there can be saved again, and is complete again
+    again = folder + "-again"
+    model.save_pretrained(again)
+    processor.save_pretrained(again)
+    Path(again, "expected.st").write_bytes(Path(folder, "expected.st").read_bytes())
+    check(again, auto_class)
+    AutoImageProcessor.from_pretrained(again, trust_remote_code=True)
+
+    # and it trains
+    model.train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    labels = {} if auto_class == "AutoModel" else {"labels": torch.zeros(len(pixels), dtype=torch.int64)}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = model(pixels, **labels).loss
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+# stock pipelines find model and processor
+folder, auto_class = args["models"][0]
+model, _ = check(folder, auto_class)
+features = pipeline("image-feature-extraction", model=folder, trust_remote_code=True, device="cpu")
+assert len(features(Image.new("RGB", (40, 30)))[0]) == model.config.latent_size
+
+# a model of foreign classes is published by the package
+del sys.modules["hf_autoencoders"]
+sys.path.insert(0, args["root"])
+from hf_autoencoders.publishing import save_for_hub
+assert type(model).__module__.startswith("transformers_modules.")
+save_for_hub(model, folder + "-published")
+"""
+
+
+def tiny_config(variant, **options):
+    return variant.config_class()(image_size=[11, 14], hidden_sizes=(8, 8), num_channels=1, **options)
+
+
+def models():
+    """(name, Auto class, model) of every variant and head, tiny."""
+    for variant in VARIANTS.values():
+        classes = {"AutoModel": variant.model_class(), **variant.head_classes()}
+        for auto_class, model_class in classes.items():
+            yield f"{variant.name}-{auto_class}", auto_class, model_class(tiny_config(variant))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, root):
+    """Folders of every variant and head, after the child process has been through all of them."""
+    base = tmp_path_factory.mktemp("remote-code")
+    folders = []
+    for name, auto_class, model in models():
+        torch.manual_seed(0)
+        pixel_values = torch.rand(4, *model.config.input_shape)
+        folder = base / name
+        model.eval().save_pretrained(folder)
+        with torch.no_grad():
+            outputs = model(pixel_values)
+        tensors = {name: value.clone() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+        save_file({"pixel_values": pixel_values, **tensors}, folder / "expected.st")
+        folders.append((str(folder), auto_class))
+    arguments = {"models": folders, "size": [11, 14], "root": str(root)}
+    run_python(WITHOUT_PACKAGE + CHILD, base / "child", arguments=arguments)
+    return base
+
+
+def test_loads_trains_and_saves_without_the_package(saved):
+    """Outputs equal bit for bit, by AutoConfig, AutoModel, every head's Auto class and AutoImageProcessor."""
+    assert {path.name for path in saved.glob("*-again")} == {f"{name}-again" for name, _, _ in models()}
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in models()])
+def test_saved_again_is_complete(saved, name):
+    """Only the card is missing: it comes with the package."""
+    with pytest.raises(publishing.IncompleteFolderError) as error:
+        publishing.check_folder(saved / f"{name}-again")
+    assert [line for line in str(error.value).splitlines() if line.startswith("- ")] == [
+        "- README.md (the model card) is missing"
+    ]
+    folders = (saved / name, saved / f"{name}-again")
+    first, again = (json.loads((folder / "config.json").read_text())["auto_map"] for folder in folders)
+    assert {**again, "AutoImageProcessor": first["AutoImageProcessor"]} == first
+
+
+def test_foreign_classes_are_published(saved):
+    """`save_for_hub` of a model that was loaded with trust_remote_code."""
+    name, _, model = next(models())
+    folder = saved / f"{name}-published"
+    publishing.check_folder(folder)
+    assert publishing.published_files(folder) == publishing.published_files(saved / name)
+    expected = load_file(saved / name / "expected.st")
+    loaded = type(model).from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(expected["pixel_values"]).latents, expected["latents"])
