@@ -2,10 +2,10 @@
 
 The second is the fair rival of a discrete auto-encoder: PCA coefficients are quantised and share out a bit budget.
 
-The quantised coder is made strong on purpose. Reverse water-filling (Cover and Thomas, "Elements of information theory",
-section 10.3) says how a budget is best spent on independent components: on whichever component lowers the error most
-per bit, components below the water level getting none. Here that rule is followed with the quantisers that are
-really used: each coefficient has a Lloyd-Max quantiser (Max 1960; Lloyd 1982) fitted on the training rows, and the
+The quantised coder is made strong on purpose. Reverse water-filling (Cover and Thomas, "Elements of information
+theory", section 10.3) says how a budget is best spent on independent components: on whichever component lowers the
+error most per bit, components below the water level getting none. Here that rule is followed with the quantisers that
+are really used: each coefficient has a Lloyd-Max quantiser (Max 1960; Lloyd 1982) fitted on the training rows, and the
 number of levels L (not only powers of two) is raised where the measured error falls most per added bit. An image costs
 sum(log2 L) bits at a fixed length, as the codes of a VQ-VAE cost log2(codebook_size) each; neither is entropy coded.
 """

@@ -6,7 +6,8 @@ What is measured depends on what a model offers, never on its name:
     encode(...).log_variance and                  likelihood: nll, elbo, kl (nats per image), bits_per_dimension,
       reconstruction_log_likelihood(...)          active_units
     decode_codes(...)                             codes: usage and perplexity, on both splits; PCA of equal bits
-    latents no larger than an image               PCA of the same size; with labels, a linear probe beside PCA and pixels
+    a vector no longer than an image              PCA of the same size
+    labels, and latents no larger than an image   a linear probe on the latents, beside the same on PCA and raw pixels
 
 What could not be measured is listed with its reason under `not_measured`, so that a missing number is never a riddle.
 """
@@ -66,7 +67,7 @@ def evaluate_model(
     """Measure a trained model on the rows of `validation`; `train` serves baselines, probe and training code usage.
 
     Args:
-        model: an image auto-encoder of this package. Evaluated on the device and in the dtype it has, in evaluation mode.
+        model: an image auto-encoder of this package; evaluated where it is, in its dtype, in evaluation mode.
         train, validation: `ImageArrays` (`.images` uint8 (rows, channels, height, width), maybe memory-mapped;
             `.labels` int64 (rows,) or None), made with the processor of the model.
         corpus: what the numbers were measured on, at least `{"name": ..., "split": ...}`; rows are added.
@@ -117,11 +118,13 @@ def evaluate_model(
         latent_size, image_size = math.prod(config.latent_shape), math.prod(validation.images.shape[1:])
         compact = latent_size <= image_size
         labelled = compact and train.labels is not None and validation.labels is not None
-        if not compact:
-            reason = f"the {latent_size} latents outnumber the {image_size} numbers of an image"
-            not_measured |= {"linear_probe": reason, "pca_same_size": reason}
-        elif not labelled:
-            not_measured["linear_probe"] = "the corpus has no labels"
+        reason = f"the {latent_size} latents outnumber the {image_size} numbers of an image"
+        if not labelled:
+            not_measured["linear_probe"] = reason if not compact else "the corpus has no labels"
+        if has_codes:
+            not_measured["pca_same_size"] = "a discrete code is compared with PCA of equal bits"
+        elif not compact:
+            not_measured["pca_same_size"] = reason
         if has_codes or labelled:
             encoded = {
                 split: encode_images(
@@ -143,7 +146,8 @@ def evaluate_model(
             not_measured["pca"] = f"images of {image_size} dimensions are beyond the exact PCA of {MAX_PCA_DIMS}"
         elif compact or has_codes:
             pca = fit_pca(train.images)
-        if pca is not None and compact:
+        same_size = pca is not None and compact and not has_codes
+        if same_size:
             baselines["pca_same_size_components"] = latent_size
             baselines["pca_same_size_mse"] = pca_reconstruction_mse(pca, validation.images, latent_size)
         if pca is not None and has_codes:
@@ -156,7 +160,7 @@ def evaluate_model(
                 "latents": [encoded["train"].latents, encoded["validation"].latents],
                 "raw_pixels": [train.images, validation.images],
             }
-            if pca is not None:
+            if same_size:
                 features["pca_same_size"] = [pca.encode(x.images, latent_size) for x in (train, validation)]
             for name in tqdm(features, desc="linear probe", disable=not progress):
                 result = _probe(*features[name], train.labels, validation.labels)
@@ -225,8 +229,8 @@ def likelihood_metrics(
 ) -> dict[str, float]:
     """Importance-sampled likelihood of a VAE over uint8 images (rows, channels, height, width).
 
-    The images are made into what the likelihood is a distribution of: a Bernoulli gets binary images drawn from the grey
-    levels, a Gaussian density gets dequantised ones, the discretised logistic the 8-bit levels themselves.
+    The images are made into what the likelihood is a distribution of: a Bernoulli gets binary images drawn from the
+    grey levels, a Gaussian density gets dequantised ones, the discretised logistic the 8-bit levels themselves.
 
     Returns:
         `nll`: -log p(x), importance-sampled; `elbo`; `kl`: nats per image. `bits_per_dimension`: of `nll`, per binary

@@ -8,8 +8,8 @@ log p(x) is estimated with k samples z_i from the encoder's posterior q(z|x) (Bu
 a lower bound in expectation that tightens as k grows and is exact for every k where q is the true posterior. k = 1 is
 the evidence lower bound (ELBO). Weights are combined in float64 by logsumexp.
 
-Which data? A Bernoulli likelihood is a distribution over {0, 1} only: its number of nats on grey images is a cross-entropy
-and no likelihood. `binarize_images` draws the binary images (dynamic binarisation, Salakhutdinov and Murray 2008). A
+Which data? A Bernoulli likelihood is a distribution over {0, 1} only: its nats on grey images are a cross-entropy, no
+likelihood. `binarize_images` draws the binary images (dynamic binarisation, Salakhutdinov and Murray 2008). A
 Gaussian is a density: its number can be compared with probabilities of 8-bit images after `bits_per_dimension(...,
 density=True)`, and is a bound on a code length for `dequantize_images` only (Theis, van den Oord and Bethge 2016).
 
@@ -93,7 +93,8 @@ def importance_sampled_log_likelihood(
 def _log_importance_weights(model, images, mean, log_variance, epsilon) -> tuple[torch.Tensor, torch.Tensor]:
     """log p(x|z) + log p(z) - log q(z|x) and log p(x|z) of z = mean + exp(log_variance / 2) * epsilon.
 
-    `epsilon` is (num_images, num_samples, latent_size); both results are (num_images, num_samples), float64, on the CPU.
+    `epsilon` is (num_images, num_samples, latent_size); both results are (num_images, num_samples), float64, on the
+    CPU.
     """
     num_images, num_samples, latent_size = epsilon.shape
     scale = (0.5 * log_variance.float()).exp()

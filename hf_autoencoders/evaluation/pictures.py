@@ -1,7 +1,8 @@
 """Pictures for people: reconstructions under their originals, samples, interpolations. PNG through Pillow.
 
-`draw_model` draws all that a model offers. The other functions take images in [0, 1] (values outside are clipped, as a screen would) with 1 or 3 channels and return a
-`PIL.Image`; tiny images are enlarged by whole factors without smoothing, so that one pixel stays one visible square.
+`draw_model` draws all that a model offers. The other functions take images in [0, 1] (values outside are clipped, as a
+screen would) with 1 or 3 channels and return a `PIL.Image`; tiny images are enlarged by whole factors without
+smoothing, so that one pixel stays one visible square.
 """
 
 import math
@@ -107,7 +108,9 @@ def interpolation_strip(interpolations: torch.Tensor) -> Image.Image:
     if isinstance(interpolations, torch.Tensor) and interpolations.ndim == 4:
         interpolations = interpolations[None]
     if not isinstance(interpolations, torch.Tensor) or interpolations.ndim != 5:
-        found = tuple(interpolations.shape) if isinstance(interpolations, torch.Tensor) else type(interpolations).__name__
+        found = (
+            tuple(interpolations.shape) if isinstance(interpolations, torch.Tensor) else type(interpolations).__name__
+        )
         raise ValueError(
             "`interpolations` must be a tensor (steps, channels, height, width) or "
             f"(num_pairs, steps, channels, height, width), got {found}"

@@ -1,0 +1,443 @@
+"""The command line: `hf-autoencoders VERB ...`. Every verb loads what it is told and makes one call into the library.
+
+Nothing heavy is imported before the arguments are understood, so `--help` and a mistyped flag answer at once. A mistake
+of the user (a missing file, a wrong name, an unreadable image) ends in one line and exit status 2; `--debug` shows the
+traceback.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from . import __version__
+
+PROGRAM = "hf-autoencoders"
+BATCH_SIZE = 500  # of evaluation.evaluate; a test holds them equal
+IMPORTANCE_SAMPLES = 200
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0, or 2 after a mistake of the user, 130 when interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv)
+    arguments.command_line = shlex.join([PROGRAM, *argv])
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if arguments.debug or not isinstance(error, _user_errors()):
+            raise
+        print(f"{PROGRAM} {arguments.verb}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+# -- verbs -------------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .evaluation.evaluate import evaluate_model, write_metrics
+    from .evaluation.pictures import draw_model
+
+    model, processor = _load_model(arguments)
+    train, measured = _load_images(arguments, processor, ["train", arguments.split])
+    result = evaluate_model(
+        model,
+        train,
+        measured,
+        corpus=_corpus(arguments, measured),
+        num_importance_samples=arguments.num_importance_samples,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        command=arguments.command_line,
+        progress=_progress(arguments),
+    )
+    path = write_metrics(arguments.output, result)
+    for title in ("metrics", "baselines", "not_measured"):
+        if result[title]:
+            print(title.replace("_", " "))
+            for name, value in result[title].items():
+                print(f"  {name:<40} {value if isinstance(value, str) else f'{value:.6g}'}")
+    print(f"written to {path}")
+    if arguments.pictures:
+        for picture in draw_model(model, measured.images, arguments.pictures, seed=arguments.seed):
+            print(f"written to {picture}")
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from safetensors.numpy import save_file
+
+    from .evaluation.evaluate import encode_images
+
+    model, processor = _load_model(arguments)
+    (images,) = _load_images(arguments, processor, [arguments.split])
+    content = arguments.content or ("codes" if hasattr(model, "decode_codes") else "latents")
+    if content == "codes" and not hasattr(model, "decode_codes"):
+        raise ValueError(f"{arguments.model} has no discrete codes: use --content latents")
+    encoded = encode_images(
+        model,
+        images.images,
+        batch_size=arguments.batch_size,
+        keep_latents=content == "latents",
+        progress=f"encode {arguments.split}" if _progress(arguments) else None,
+    )
+    tensors = {content: getattr(encoded, content)}
+    if images.labels is not None:
+        tensors["labels"] = images.labels
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"model": arguments.model, "corpus": arguments.corpus, "split": arguments.split}
+    save_file(tensors, arguments.output, metadata)
+    for name, array in tensors.items():
+        print(f"{name} {array.dtype} {tuple(array.shape)}")
+    print(f"written to {arguments.output}")
+
+
+def _reconstruct(arguments: argparse.Namespace) -> None:
+    from .evaluation.pictures import reconstruct
+    from .evaluation.reconstruction import squared_error
+
+    outputs = _output_files(arguments.images, arguments.output)
+    model, processor = _load_model(arguments)
+    pixel_values = _read_images(processor, arguments.images, model.device)
+    for first in range(0, len(outputs), arguments.batch_size):
+        rows = slice(first, first + arguments.batch_size)
+        reconstruction = reconstruct(model, pixel_values[rows])
+        errors = squared_error(pixel_values[rows], reconstruction)
+        for path, image, error in zip(outputs[rows], processor.post_process(reconstruction), errors, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+            print(f"{path}  mean squared error {error:.6g}")
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .evaluation.pictures import image_grid
+
+    model, _ = _load_model(arguments)
+    _require(model, "sample", arguments, "no prior to sample from")
+    samples = model.sample(arguments.num_samples, generator=torch.Generator().manual_seed(arguments.seed))
+    _save(image_grid(samples, arguments.columns), arguments.output)
+
+
+def _interpolate(arguments: argparse.Namespace) -> None:
+    from .evaluation.pictures import interpolation_strip
+
+    model, processor = _load_model(arguments)
+    _require(model, "interpolate", arguments, "no interpolation")
+    first, second = _read_images(processor, [arguments.first, arguments.second], model.device).split(1)
+    _save(
+        interpolation_strip(model.interpolate(first, second, steps=arguments.steps, mode=arguments.mode)),
+        arguments.output,
+    )
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from .publishing import push_folder
+
+    commit = push_folder(
+        arguments.folder,
+        arguments.repo_id,
+        private=True if arguments.private else None,
+        revision=arguments.revision,
+        commit_message=arguments.commit_message,
+        create_pr=arguments.create_pr,
+    )
+    print(commit.pr_url or commit.commit_url)
+
+
+def _variants(arguments: argparse.Namespace) -> None:
+    from .registry import VARIANTS
+
+    rows = [("name", "model_type", "modality", "Auto classes", "")]
+    for variant in VARIANTS.values():
+        rows.append(
+            (
+                variant.name,
+                variant.model_type,
+                variant.modality,
+                ", ".join(["AutoModel", *variant.heads]),
+                variant.title,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+
+
+def _load_model(arguments: argparse.Namespace):
+    """The model, ready to be used, and its image processor."""
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+    from transformers.utils import logging
+
+    if not _progress(arguments):
+        logging.disable_progress_bar()
+    name = arguments.model
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"no such folder: {name}")
+    source = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
+    try:
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True, **source)
+    except _user_errors() as error:
+        raise ValueError(f"cannot load {name}: {error}") from error
+    if not all(hasattr(model, name) for name in ("encode", "decode")) or not hasattr(model.config, "latent_shape"):
+        raise ValueError(f"{name} holds a {type(model).__name__}: expected an image auto-encoder")
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{name} lacks {len(missing)} of the weights of {type(model).__name__}, for example {missing[0]}: "
+            "an encoder that was saved without its decoder cannot be used here"
+        )
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ValueError(f"device {device!r} cannot be used: {error}") from error
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, **source)
+    except OSError:  # saved without one: what fits the configuration is known
+        from .models.image_processing_autoencoder import AutoencoderImageProcessor
+
+        processor = AutoencoderImageProcessor.for_model(model.config)
+    return model, processor
+
+
+def _load_images(arguments: argparse.Namespace, processor, names: list[str]) -> list:
+    """The named splits of the corpus, decoded."""
+    from .data import image_arrays, load_corpus
+
+    splits = load_corpus(arguments.corpus, arguments.config_name, revision=arguments.corpus_revision)
+    if unknown := [name for name in names if name not in splits]:
+        raise ValueError(f"{arguments.corpus} has no split {unknown[0]!r}: expected one of {', '.join(splits)}")
+    decoded = {
+        name: image_arrays(
+            splits[name],
+            processor,
+            image_column=arguments.image_column,
+            label_column=arguments.label_column,
+            on_bad_image="skip" if arguments.skip_bad_images else "raise",
+            progress=_progress(arguments),
+        )
+        for name in dict.fromkeys(names)
+    }
+    return [decoded[name] for name in names]
+
+
+def _corpus(arguments: argparse.Namespace, images) -> dict:
+    """What the numbers were measured on."""
+    corpus = {"name": arguments.corpus, "split": arguments.split}
+    optional = {
+        "config_name": arguments.config_name,
+        "revision": arguments.corpus_revision,
+        "skipped_rows": len(images.skipped),
+    }
+    return corpus | {name: value for name, value in optional.items() if value}
+
+
+def _read_images(processor, paths: list[str], device):
+    """pixel_values (len(paths), C, H, W) of image files; an unreadable one is named."""
+    import torch
+
+    batch = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        try:
+            batch.append(processor(path, return_tensors="pt")["pixel_values"])
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"{path}: {error}") from error
+    return torch.cat(batch).to(device)
+
+
+def _output_files(images: list[str], folder: str) -> list[Path]:
+    """DIR/name.png for every input; two inputs of one name, or an input that would be overwritten, are refused."""
+    taken: dict[Path, str] = {}
+    inputs = {Path(image).resolve() for image in images}
+    for image in images:
+        path = Path(folder) / f"{Path(image).stem}.png"
+        if path in taken:
+            raise ValueError(f"{taken[path]} and {image} would both be written to {path}: rename one of them")
+        if path.resolve() in inputs:
+            raise ValueError(f"{path} is one of the input images: choose another folder with --output")
+        taken[path] = image
+    return list(taken)
+
+
+def _require(model, method: str, arguments: argparse.Namespace, lack: str) -> None:
+    if not hasattr(model, method):
+        raise ValueError(f"{arguments.model} holds a {type(model).__name__} model, which has {lack}")
+
+
+def _save(picture, path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    print(f"written to {path}")
+
+
+def _progress(arguments: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() and not arguments.quiet
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Exceptions that say what the user can mend; anything else is a fault of ours and keeps its traceback."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, RuntimeError, ImportError, DatasetsError, StrictDataclassError, SafetensorError)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def _whole_number(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return value
+
+
+class _Help(argparse.HelpFormatter):
+    """Room for long flags, and defaults where there is one to tell."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _get_help_string(self, action):
+        told = action.option_strings and isinstance(action.default, (str, int)) and action.default is not False
+        return f"{action.help} (default: %(default)s)" if told and action.default != argparse.SUPPRESS else action.help
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Measure, use and publish auto-encoders. MODEL is a folder or a model id on the Hub; CORPUS is "
+        '"digits" (embedded), a dataset id on the Hub, a .parquet file, or a folder of parquet files or images.',
+        epilog=f"{PROGRAM} VERB --help explains a verb. Training: see training/README.md.",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"{PROGRAM} {__version__}", help="show the version"
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, run, help: str, description: str = "") -> argparse.ArgumentParser:
+        description = f"{help[0].upper()}{help[1:]}. {description}".strip()
+        sub = verbs.add_parser(name, help=help, description=description, formatter_class=_Help, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    def model(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("model", metavar="MODEL", help="folder or model id on the Hub")
+        options = sub.add_argument_group("model")
+        options.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+        options.add_argument(
+            "--trust_remote_code",
+            action="store_true",
+            help="run code that comes with a model this package does not know",
+        )
+        options.add_argument("--device", help='"cpu", "cuda", "cuda:1" ...; a GPU if there is one when not given')
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    def corpus(sub: argparse.ArgumentParser, use: str) -> None:
+        sub.add_argument("corpus", metavar="CORPUS", help='"digits", dataset id on the Hub, .parquet file or folder')
+        options = sub.add_argument_group("corpus")
+        options.add_argument("--split", default="validation", help=f"split to {use}")
+        options.add_argument("--config_name", help="configuration of a dataset that has several")
+        options.add_argument("--corpus_revision", help="branch, tag or commit of a dataset on the Hub")
+        options.add_argument("--image_column", help="column with the images; guessed when not given")
+        options.add_argument("--label_column", help='column with the classes, "none" for none; guessed when not given')
+        options.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images")
+        batch_size(sub)
+
+    def batch_size(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--batch_size", type=_whole_number, default=BATCH_SIZE, help="images at once")
+
+    def output(sub: argparse.ArgumentParser, default: str | None, help: str) -> None:
+        sub.add_argument("-o", "--output", default=default, required=default is None, metavar="PATH", help=help)
+
+    def seed(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--seed", type=int, default=0, help="seed of everything random")
+
+    evaluate = verb(
+        "evaluate",
+        _evaluate,
+        "measure a model and write one JSON",
+        "Reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the same size or "
+        "of equal bits, and a linear probe where there are labels.",
+    )
+    model(evaluate)
+    corpus(evaluate, "measure; train serves the baselines")
+    evaluate.add_argument(
+        "--num_importance_samples",
+        type=_whole_number,
+        default=IMPORTANCE_SAMPLES,
+        metavar="K",
+        help="samples of the likelihood of a VAE",
+    )
+    seed(evaluate)
+    output(evaluate, "metrics.json", "file of the numbers")
+    evaluate.add_argument("--pictures", metavar="DIR", help="also draw reconstructions and samples into this folder")
+
+    encode = verb("encode", _encode, "write the latents or codes of a corpus to a safetensors file")
+    model(encode)
+    corpus(encode, "encode")
+    encode.add_argument(
+        "--content", choices=("latents", "codes"), help="what to write; codes for models that have them by default"
+    )
+    output(encode, None, "safetensors file: latents or codes, and labels where the corpus has them")
+
+    reconstruct = verb("reconstruct", _reconstruct, "pass image files through a model and back")
+    model(reconstruct)
+    reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    batch_size(reconstruct)
+    output(reconstruct, None, "folder of the reconstructions, PNG of the model's size under the names of the inputs")
+
+    sample = verb("sample", _sample, "draw new images from a model with a prior")
+    model(sample)
+    sample.add_argument("-n", "--num_samples", type=_whole_number, default=16, help="number of images")
+    sample.add_argument("--columns", type=_whole_number, help="images in a row; as square as can be when not given")
+    seed(sample)
+    output(sample, "samples.png", "picture")
+
+    interpolate = verb("interpolate", _interpolate, "walk from one image to another through the latents")
+    model(interpolate)
+    interpolate.add_argument("first", metavar="FROM", help="image file")
+    interpolate.add_argument("second", metavar="TO", help="image file")
+    interpolate.add_argument("--steps", type=_whole_number, default=12, help="images, both ends included")
+    interpolate.add_argument("--mode", choices=("linear", "spherical"), default="linear", help="path in latent space")
+    output(interpolate, "interpolation.png", "picture")
+
+    publish = verb("publish", _publish, "upload a model folder, with its card and code, to the Hub")
+    publish.add_argument("folder", metavar="FOLDER", help="what a training run or save_for_hub wrote")
+    publish.add_argument("repo_id", metavar="REPO_ID", help="organisation/name; created if needed")
+    publish.add_argument("--private", action="store_true", help="create a private repository")
+    publish.add_argument("--revision", help="branch to commit to")
+    publish.add_argument("--commit_message", help="message of the commit")
+    publish.add_argument("--create_pr", action="store_true", help="open a pull request instead")
+
+    verb("variants", _variants, "list the kinds of auto-encoder there are")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The command line as a user meets it: verbs, outputs, and one line for every mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
+from hf_autoencoders.data import image_arrays, load_corpus
+from hf_autoencoders.evaluation import evaluate
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """name -> folder of a tiny saved model on 8x8 images."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    mlp = {"image_size": 8, "architecture": "mlp", "hidden_sizes": (16,), "latent_size": 4}
+    models = {
+        "autoencoder": AutoencoderModel(AutoencoderConfig(**mlp)),
+        "vae": VAEModel(VAEConfig(**mlp)),
+        "vqvae": VQVAEModel(VQVAEConfig(image_size=8, hidden_sizes=(8, 8), codebook_size=16, embedding_dim=4)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in models}
+
+
+@pytest.fixture
+def digit_files(tmp_path):
+    """Three PNG files of digits."""
+    rows = load_corpus("digits")["validation"]
+    paths = []
+    for index in range(3):
+        paths.append(str(tmp_path / f"digit{index}.png"))
+        rows[index]["image"].save(paths[-1])
+    return paths
+
+
+def run(capsys, *argv: str) -> str:
+    """Standard output of a command that succeeds."""
+    status = cli.main([*argv])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def fail(capsys, *argv: str) -> str:
+    """The one line of a command that fails."""
+    status = cli.main([*argv])
+    message = capsys.readouterr().err
+    lines = [line for line in message.splitlines() if line.startswith("hf-autoencoders")]
+    assert status == 2 and len(lines) == 1 and "Traceback" not in message, message
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae", "vqvae"])
+def test_evaluate_writes_one_json(folders, name, tmp_path, capsys):
+    output, pictures = tmp_path / "out" / "metrics.json", tmp_path / "pictures"
+    argv = ["evaluate", folders[name], "digits", "--split", "test", "--num_importance_samples", "2"]
+    printed = run(capsys, *argv, "--seed", "3", "-o", str(output), "--pictures", str(pictures))
+    result = json.loads(output.read_text())
+    assert result["command"].startswith(f"hf-autoencoders evaluate {folders[name]} digits --split test")
+    assert result["corpus"] == {"name": "digits", "split": "test", "rows": 300, "train_rows": 1197}
+    assert result["seed"] == 3 and result["name"] == name
+    assert f"{result['metrics']['mse']:.6g}" in printed and "ssim" in printed
+    assert (pictures / "reconstructions.png").is_file()
+    assert (pictures / "samples.png").is_file() == (name == "vae")
+
+
+def test_encode_writes_codes_or_latents_with_labels(folders, tmp_path, capsys):
+    output = tmp_path / "deep" / "codes.safetensors"
+    run(capsys, "encode", folders["vqvae"], "digits", "-o", str(output))
+    codes = load_file(output)
+    assert set(codes) == {"codes", "labels"} and codes["codes"].shape == (300, 1, 2, 2)
+    assert codes["codes"].dtype == np.int32 and codes["labels"].shape == (300,)
+
+    output = tmp_path / "latents.safetensors"
+    run(capsys, "encode", folders["vae"], "digits", "--split", "test", "-o", str(output), "--batch_size", "77")
+    model = VAEModel.from_pretrained(folders["vae"])
+    from hf_autoencoders import AutoencoderImageProcessor
+
+    images = image_arrays(load_corpus("digits")["test"], AutoencoderImageProcessor.for_model(model.config)).images
+    expected = model.encode(torch.from_numpy(np.array(images)).float() / 255).latents
+    np.testing.assert_allclose(load_file(output)["latents"], expected.detach().numpy(), atol=1e-5)
+
+
+def test_reconstruct_writes_an_image_for_each_input(folders, digit_files, tmp_path, capsys):
+    printed = run(capsys, "reconstruct", folders["vqvae"], *digit_files, "-o", str(tmp_path / "out"))
+    assert printed.count("mean squared error") == 3
+    for index in range(3):
+        image = Image.open(tmp_path / "out" / f"digit{index}.png")
+        assert image.size == (8, 8) and image.mode == "L"
+    # in batches of one the same
+    run(capsys, "reconstruct", folders["vqvae"], *digit_files, "-o", str(tmp_path / "one"), "--batch_size", "1")
+    for index in range(3):
+        one, all_ = (np.asarray(Image.open(tmp_path / d / f"digit{index}.png")).astype(int) for d in ("one", "out"))
+        assert np.abs(one - all_).max() <= 1
+
+
+def test_sample_and_interpolate_draw_pictures(folders, digit_files, tmp_path, capsys):
+    first, second, other = (str(tmp_path / f"{name}.png") for name in ("a", "b", "c"))
+    for path, seed in ((first, "1"), (second, "1"), (other, "2")):
+        run(capsys, "sample", folders["vae"], "-n", "6", "--columns", "3", "-o", path, "--seed", seed)
+    pixels = [np.asarray(Image.open(path)) for path in (first, second, other)]
+    assert (pixels[0] == pixels[1]).all() and (pixels[0] != pixels[2]).any()
+    strip = str(tmp_path / "strip.png")
+    run(capsys, "interpolate", folders["vae"], *digit_files[:2], "-o", strip, "--steps", "5", "--mode", "spherical")
+    assert Image.open(strip).width > 5 * 64
+
+
+def test_variants_lists_the_registry(capsys):
+    from hf_autoencoders import VARIANTS
+
+    printed = run(capsys, "variants")
+    for variant in VARIANTS.values():
+        assert variant.name in printed and variant.model_type in printed and variant.title in printed
+
+
+def test_a_model_saved_without_processor_gets_the_one_that_fits(folders, tmp_path, capsys):
+    import shutil
+
+    folder = shutil.copytree(folders["vae"], tmp_path / "model")
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    run(capsys, "encode", str(folder), "digits", "-o", str(tmp_path / "latents.safetensors"))
+
+
+def test_mistakes_are_one_line_that_names_them(folders, digit_files, tmp_path, capsys):
+    output = ["-o", str(tmp_path / "out")]
+    missing = str(tmp_path / "nowhere")
+    assert f"no such folder: {missing}" in fail(capsys, "sample", missing)
+    assert "organisation/nowhere" in fail(capsys, "sample", "organisation/nowhere")
+    assert "has no prior to sample from" in fail(capsys, "sample", folders["vqvae"])
+    assert "has no interpolation" in fail(capsys, "interpolate", folders["autoencoder"], *digit_files[:2])
+    assert "no split 'holdout': expected one of train, validation, test" in fail(
+        capsys, "evaluate", folders["vae"], "digits", "--split", "holdout", *output
+    )
+    assert "has no discrete codes" in fail(capsys, "encode", folders["vae"], "digits", "--content", "codes", *output)
+    assert "steps" in fail(capsys, "interpolate", folders["vae"], *digit_files[:2], "--steps", "1")
+    assert "label" in fail(capsys, "evaluate", folders["vae"], "digits", "--label_column", "colour", *output)
+    assert "device 'toaster'" in fail(capsys, "sample", folders["vae"], "--device", "toaster")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_with_files_are_named(folders, digit_files, tmp_path, capsys):
+    output = ["-o", str(tmp_path / "out")]
+    (tmp_path / "text.png").write_text("not an image")
+    assert f"no such file: {tmp_path}/gone.png" in fail(
+        capsys, "reconstruct", folders["vae"], str(tmp_path / "gone.png"), *output
+    )
+    assert f"{tmp_path}/text.png" in fail(capsys, "reconstruct", folders["vae"], str(tmp_path / "text.png"), *output)
+    assert "would both be written" in fail(
+        capsys, "reconstruct", folders["vae"], digit_files[0], digit_files[0], *output
+    )
+    before = open(digit_files[0], "rb").read()
+    assert "is one of the input images" in fail(
+        capsys, "reconstruct", folders["vae"], digit_files[0], "-o", str(tmp_path)
+    )
+    assert open(digit_files[0], "rb").read() == before
+
+
+def test_corrupt_and_incomplete_weights_are_refused(folders, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file as load_tensors
+    from safetensors.torch import save_file
+
+    folder = shutil.copytree(folders["vae"], tmp_path / "truncated")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert f"cannot load {folder}" in fail(capsys, "sample", str(folder))
+
+    folder = shutil.copytree(folders["vae"], tmp_path / "encoder_only")
+    tensors = load_tensors(folder / "model.safetensors")
+    encoder = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    save_file(encoder, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks 4 of the weights of VAEModel, for example decoder." in fail(capsys, "sample", str(folder))
+
+
+def test_publish_checks_the_folder_before_it_sends_anything(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    fail(capsys, "publish", str(tmp_path), "organisation/name")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        cli.main(["sample", str(tmp_path / "nowhere"), "--debug"])
+
+
+def test_our_own_faults_keep_their_traceback(monkeypatch, folders):
+    monkeypatch.setattr(VAEModel, "sample", lambda *args, **kwargs: {}["a fault of ours"])
+    with pytest.raises(KeyError):
+        cli.main(["sample", folders["vae"]])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "VERB"),
+        (["evaluat", "a", "b"], "invalid choice"),
+        (["sample", "a", "-n", "0"], "expected a whole number >= 1, got '0'"),
+        (["sample", "a", "--samples", "3"], "unrecognized arguments"),
+        (["sample", "a", "--num", "3"], "unrecognized arguments"),
+        (["encode", "a", "digits"], "-o/--output"),
+    ],
+)
+def test_wrong_arguments_are_refused(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv)
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_library():
+    arguments = cli._parser().parse_args(["evaluate", "model", "corpus"])
+    assert arguments.batch_size == evaluate.DEFAULT_BATCH_SIZE
+    assert arguments.num_importance_samples == evaluate.DEFAULT_IMPORTANCE_SAMPLES
+    assert arguments.trust_remote_code is False
+
+
+def test_help_imports_nothing_heavy(script_env):
+    code = (
+        "import sys; from hf_autoencoders import cli\n"
+        "try: cli.main(['evaluate', '--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "cli.main(['variants'])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=script_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--num_importance_samples" in done.stdout
