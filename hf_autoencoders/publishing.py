@@ -4,9 +4,10 @@
     push_folder("vqvae-digits", "organisation/vqvae-digits")
 
 Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json`, the code
-that these name, `README.md` (the model card), `metrics.json`, `run.json` and pictures; [`published_files`] lists them.
-The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with what configuration, run and
-metrics say. What was not measured is not in it. Whoever edits a card takes its first comment line out, and owns it.
+that these name, `README.md` (the model card) and, where they are there, `metrics.json`, `run.json`, `recipe.yaml` and
+pictures. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with what configuration,
+run and metrics say. What was not measured is not in it. Whoever edits a card takes its first comment line out, and owns
+it then.
 
 `model.save_pretrained` and `model.push_to_hub` lead here too (`models/portable.py`).
 """
@@ -33,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 PACKAGE_FOLDER = Path(__file__).parent
 CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
-METRICS, RUN = "metrics.json", "run.json"
+METRICS, RUN, RECIPE = "metrics.json", "run.json", "recipe.yaml"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
     "reconstructions.png": "Validation images (above) and their reconstructions (below).",
@@ -92,6 +93,7 @@ def save_for_hub(
     variant = variant_of(model.config)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    model_id = model_id or _card_model_id(output_dir) or output_dir.resolve().name
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".saving-") as name:
         folder = Path(name)
         if metrics is None and (output_dir / METRICS).is_file():
@@ -113,7 +115,7 @@ def save_for_hub(
         save_processor(model.config, folder)
         model.config.auto_map = dict(variant.auto_map)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        write_card(folder, model_id=model_id or _card_model_id(folder) or output_dir.resolve().name)
+        write_card(folder, model_id=model_id)
         check_folder(folder)
         written = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: file.name == CONFIG)
         for file in written:  # the configuration last: a folder without it is not taken for a model
@@ -142,7 +144,7 @@ def save_processor(config, folder: str | os.PathLike) -> dict[str, str]:
 def published_files(folder: str | os.PathLike) -> list[str]:
     """The names of the files that [`push_folder`] uploads: of a folder that may hold checkpoints and logs as well."""
     folder = Path(folder)
-    names = [CONFIG, PROCESSOR, CARD, METRICS, RUN, WEIGHTS, WEIGHTS_INDEX, *PICTURES]
+    names = [CONFIG, PROCESSOR, CARD, METRICS, RUN, RECIPE, WEIGHTS, WEIGHTS_INDEX, *PICTURES]
     names += [file.name for file in (*folder.glob("model-*-of-*.safetensors"), *_code_files(folder))]
     return sorted(name for name in set(names) if (folder / name).is_file())
 
@@ -360,17 +362,22 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
     architecture = (config.architectures or [variant.model.partition(".")[2]])[0]
     heads = {reference.partition(".")[2]: auto_class for auto_class, reference in variant.heads.items()}
     auto_class = heads.get(architecture, "AutoModel")
-    metrics = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else {}
+    try:
+        metrics = read_metrics(folder / METRICS, variant) if (folder / METRICS).is_file() else {}
+    except ValueError as error:  # `save_pretrained` goes to all kinds of folders
+        logger.warning(f"The model card has no numbers: {error}")
+        metrics = {}
     run = _read_json(folder / RUN, []) or {}
     shards = [file for file in folder.glob("model*.safetensors")]
     shapes = [tensor["shape"] for shard in shards for tensor in _safetensors_header(shard).values()]
+    name = next((part for part in reversed(model_id.split("/")) if part not in ("final", "best", "")), variant.name)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     body = environment.from_string(card_template(variant)).render(
         title=variant.title,
         model_id=model_id,
-        name=model_id.rpartition("/")[2],
+        name=name,
         auto_class=auto_class,
         config=config,
         num_parameters=sum(map(math.prod, shapes)),
@@ -386,11 +393,7 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         library_name="transformers",
         pipeline_tag="image-classification" if auto_class != "AutoModel" else "image-feature-extraction",
         tags=sorted({"hf_autoencoders", "autoencoder", variant.name, config.model_type, *tags, *_card_tags(folder)}),
-        **(
-            {"model_name": model_id.rpartition("/")[2], "eval_results": results}
-            if (results := _eval_results(metrics))
-            else {}
-        ),
+        **({"model_name": name, "eval_results": results} if (results := _eval_results(metrics)) else {}),
         **({"datasets": [_corpus(metrics, run)["name"]]} if _is_hub_id(_corpus(metrics, run).get("name", "")) else {}),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{CARD_MARK}\n\n{body.strip()}\n")
@@ -442,7 +445,7 @@ def _evaluation_section(metrics: Mapping) -> str:
     facts = []
     if corpus.get("name"):
         facts.append(f"corpus `{corpus['name']}`")
-        facts += [f"{text} `{corpus[key]}`" for key, text in (("config_name", "configuration"),) if corpus.get(key)]
+        facts += [f"configuration `{corpus['config_name']}`"] if corpus.get("config_name") else []
         facts += [f"{corpus['split']} split"] if corpus.get("split") else []
         facts += [f"{corpus['rows']:,} images"] if corpus.get("rows") else []
     facts += [f"seed {metrics['seed']}"] if metrics.get("seed") is not None else []

@@ -1116,7 +1116,7 @@ class TrainingRun:
         if self.options.final_evaluation:
             corpus = self.arguments.corpus
             described = {"name": corpus.dataset, "split": "validation"}
-            described |= {"config": corpus.dataset_config_name} if corpus.dataset_config_name else {}
+            described |= {"config_name": corpus.dataset_config_name} if corpus.dataset_config_name else {}
             described |= {"revision": corpus.dataset_revision} if corpus.dataset_revision else {}
             metrics = evaluate_model(
                 model,
@@ -1130,7 +1130,14 @@ class TrainingRun:
         for name, picture in self.pictures(model).items():
             picture.save(folder / f"{name}.png")
         (folder / "recipe.yaml").write_text(self._recipe(), encoding="utf-8")
-        save_for_hub(model, folder, image_processor=self.processor, metrics=metrics)
+        save_for_hub(
+            model,
+            folder,
+            image_processor=self.processor,
+            metrics=metrics,
+            run=self.output_dir / RUN_FILE,
+            model_id=self.options.hub_model_id or (self.output_dir / "final").as_posix(),
+        )
 
     def _recipe(self) -> str:
         """The flags of this run as a recipe file, without those that say where it ran."""
