@@ -40,6 +40,11 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    for mark in ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"):
+        config.addinivalue_line("markers", f"{mark}: of the tests of transformers")
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -1,0 +1,154 @@
+"""The model tests of transformers itself, on every variant: one class of tests for each row of the registry.
+
+They ship in the source distribution of transformers; `scripts/fetch_transformers_tests.py` unpacks them. That has the
+common test files only, not the sub-packages they import three names from; those names are defined here.
+Cases that cannot apply are overridden one by one, each with its reason.
+"""
+
+import importlib
+import os
+import sys
+import types
+import unittest
+import unittest.mock
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers.models.auto import modeling_auto
+
+from hf_autoencoders import VARIANTS
+
+NAMES = [name for name in tiny.NAMES if tiny.config(name).architecture == "resnet"]  # which has every kind of layer
+TABLES = {"AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"}
+FOLDER = Path(os.environ["HFAE_TRANSFORMERS_TESTS"])
+if not (FOLDER / "test_modeling_common.py").is_file():
+    pytest.skip(
+        f"the tests of transformers are not in {FOLDER}: run scripts/fetch_transformers_tests.py, as `make test` does",
+        allow_module_level=True,
+    )
+
+PACKAGE = "transformers_tests"
+STAND_INS = {
+    # Its export tests are for the exporters of transformers; ours are in test_models_common.py.
+    "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
+    # Asked for by isinstance only: none of these models generates text.
+    "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
+    # Values other than the defaults for the fields that every configuration has.
+    "utils.test_configuration_utils": {
+        "config_common_kwargs": {
+            "return_dict": False,
+            "output_hidden_states": True,
+            "dtype": "float16",
+            "chunk_size_feed_forward": 5,
+            "architectures": ["BertModel"],
+            "id2label": {0: "label"},
+            "label2id": {"label": 0},
+            "problem_type": "regression",
+        }
+    },
+}
+
+
+def import_from_suite(module: str):
+    """A module of the suite, imported as part of a package that is not called `tests`, as ours is."""
+    if PACKAGE not in sys.modules:
+        names = ["", *{name.split(".")[0] for name in STAND_INS}, *STAND_INS]
+        for name in names:
+            full_name = f"{PACKAGE}.{name}" if name else PACKAGE
+            sys.modules[full_name] = stand_in = types.ModuleType(full_name)
+            stand_in.__path__ = [str(FOLDER)] if not name else []
+            vars(stand_in).update(STAND_INS.get(name, {}))
+    # Its configuration tests look for the `__init__.py` beside them, which is not there, and never use what they find.
+    with unittest.mock.patch("transformers.utils.direct_transformers_import"):
+        return importlib.import_module(f"{PACKAGE}.{module}")
+
+
+ModelTesterMixin = import_from_suite("test_modeling_common").ModelTesterMixin
+ConfigTester = import_from_suite("test_configuration_common").ConfigTester
+
+
+class ModelTester:
+    """What the suite asks about a model: its configuration and a batch of inputs."""
+
+    batch_size = 4
+    is_training = True
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def get_config(self):
+        return tiny.config(self.name)
+
+    def prepare_config_and_inputs_for_common(self):
+        config = self.get_config()
+        return config, {"pixel_values": tiny.images(config, self.batch_size)}
+
+
+class VariantTests(ModelTesterMixin):
+    """The suite, set up for image auto-encoders."""
+
+    name: str  # of the tiny configuration
+    has_attentions = False
+    test_resize_embeddings = False
+    test_can_init_all_missing_weights_before_2023 = True  # the year is that of a copyright line, which our files lack
+
+    def setUp(self):
+        self.variant = VARIANTS[f"hfae_{self.name.partition('-')[0]}"]
+        self.all_model_classes = (self.variant.model_class(), *self.variant.head_classes().values())
+        self.model_tester = ModelTester(self.name)
+        # The suite knows a head by its place in the tables of native models, which registration leaves alone.
+        for auto_class, model_class in self.variant.head_classes().items():
+            table = getattr(modeling_auto, TABLES[auto_class])
+            patch = unittest.mock.patch.dict(table, {self.variant.model_type: model_class.__name__})
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def test_config(self):
+        tester = ConfigTester(
+            self,
+            config_class=self.variant.config_class(),
+            has_text_modality=False,
+            common_properties=["hidden_size", "num_channels"],
+            image_size=12,
+            num_channels=2,
+        )
+        tester.run_common_tests()
+
+    def test_base_model_prefix_loads_base_weights(self):
+        # It does nothing for models that are not in the table of base models. They are not in it for all tests because
+        # base models have no loss there, and would not be trained.
+        name = self.variant.model_class().__name__
+        with unittest.mock.patch.dict(modeling_auto.MODEL_MAPPING_NAMES, {self.variant.model_type: name}):
+            super().test_base_model_prefix_loads_base_weights()
+
+    def test_hidden_states_output(self):
+        # It expects (batch, sequence, width) of each layer; ours are the maps of each level of the encoder.
+        for model_class in self.all_model_classes:
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            model = model_class(config).eval()
+            by_argument = model(**inputs, output_hidden_states=True).hidden_states
+            expected = [
+                (self.model_tester.batch_size, channels, *size)
+                for channels, size in zip(config.hidden_sizes, config.level_sizes[1:], strict=True)
+            ]
+            self.assertEqual([tuple(state.shape) for state in by_argument], expected)
+            self.assertIsNone(model(**inputs).hidden_states)
+            model.config.output_hidden_states = True
+            for one, other in zip(model(**inputs).hidden_states, by_argument, strict=True):
+                self.assertTrue(torch.equal(one, other))
+
+    @unittest.skip("There are no embeddings of inputs; the encoder starts with a layer on the pixels.")
+    def test_model_get_set_embeddings(self):
+        pass
+
+
+def test_every_variant_is_here():
+    assert {name.partition("-")[0] for name in NAMES} == set(tiny.VARIANT_NAMES)
+
+
+for name in NAMES:
+    class_name = "".join(part.capitalize() for part in name.split("-")) + "Test"
+    globals()[class_name] = type(class_name, (VariantTests, unittest.TestCase), {"name": name})
+del name
