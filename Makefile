@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	@rm -rf runs/demo
 	$(LAUNCH) training/train_vqvae.py --recipe training/recipes/vqvae_digits.yaml --output_dir runs/demo
-	$(BIN)/python training/demo.py runs/demo
+	$(BIN)/python training/demo.py runs/demo/final --picture runs/demo/demo.png
 
 # The model tests of transformers itself run against every variant; they ship in its source distribution only.
 test: $(INSTALLED)

@@ -1,0 +1,73 @@
+"""Write the measured numbers of `docs/results/*.json` into the README, so that no number is typed by hand.
+
+Each file is the `metrics.json` of one run, copied as it was written. `make style` rewrites what stands between the two
+marks in the README; `make check` fails while the two differ.
+"""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+START, END = "<!-- results: written by scripts/fill_readme.py -->", "<!-- end of results -->"
+
+# What a row shows, where a run measured it: metric -> how it reads.
+MEASURED = {
+    "nll": "NLL {:.2f} nats",
+    "bits_per_dimension": "{:.3f} bits/dim",
+    "active_units": "{:.0f} active units",
+    "mse": "MSE {:.5f}",
+    "psnr": "PSNR {:.2f} dB",
+    "ssim": "SSIM {:.3f}",
+    "bits_per_image": "{:.0f} bits an image",
+    "train_code_usage": "{:.1%} of codes used (training split)",
+    "train_code_perplexity": "perplexity {:.0f}",
+    "linear_probe_accuracy": "linear probe {:.2%}",
+}
+COMPARED = {
+    "pca_same_size_mse": "PCA of the same size: MSE {:.5f}",
+    "pca_equal_bits_mse": "PCA of equal bits: MSE {:.5f}",
+    "pca_same_size_linear_probe_accuracy": "probe on PCA {:.2%}",
+    "raw_pixels_linear_probe_accuracy": "probe on pixels {:.2%}",
+}
+
+
+def sentence(shown: dict[str, str], values: dict[str, float]) -> str:
+    """The numbers of `values` that `shown` knows, in its order, as one line."""
+    return ", ".join(text.format(values[name]) for name, text in shown.items() if name in values)
+
+
+def how_to_repeat(result: dict) -> str:
+    """Command, seed, machine, version and date of one result."""
+    version = f"transformers {result['versions']['transformers']}"
+    return f"`{result['command']}`; seed {result['seed']}; {result['machine']}; {version}; {result['date'][:10]}"
+
+
+def results_table(files: list[Path]) -> str:
+    """Markdown: one row for each result, and below, numbered alike, how each was obtained."""
+    if not files:
+        return "No results are committed yet."
+    rows = ["| | variant | corpus | measured | for comparison |", "|---|---|---|---|---|"]
+    notes = []
+    for number, file in enumerate(files, start=1):
+        result = json.loads(file.read_text())
+        corpus = result["corpus"]
+        place = f"{corpus['name']}, {corpus['split']} ({corpus['rows']:,} images)"
+        measured, compared = sentence(MEASURED, result["metrics"]), sentence(COMPARED, result["baselines"])
+        rows.append(f"| {number} | {result['name']} | {place} | {measured} | {compared} |")
+        notes.append(f"{number}. {how_to_repeat(result)}")
+    return "\n".join([*rows, "", "How each number was obtained:", "", *notes])
+
+
+def filled(readme: str) -> str:
+    """The README's text with the results as they are in `docs/results`."""
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"README.md must contain the marks {START!r} and {END!r}")
+    return f"{before}{START}\n{results_table(sorted(RESULTS.glob('*.json')))}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(filled(path.read_text()))

@@ -1,0 +1,99 @@
+"""The README is run: its Python blocks in order, as one session; its commands against the flags that really exist."""
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "training/README.md")}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """Every command line in the shell blocks, as words, without what precedes the program's name."""
+    lines = []
+    for text in TEXTS.values():
+        for block in blocks(text, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                    words = words[1:]
+                if words:
+                    lines.append(words)
+    return lines
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    """A folder in which `runs/demo` is what `make demo` leaves there, after a few steps of training."""
+    folder = tmp_path_factory.mktemp("readme")
+    train = [sys.executable, str(ROOT / "training/train_vqvae.py"), "--output_dir", "runs/demo", "--use_cpu", "true"]
+    train += ["--recipe", str(ROOT / "training/recipes/vqvae_digits.yaml"), "--max_steps", "3", "--num_pictures", "0"]
+    run = subprocess.run(train, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_python_blocks_run(demo_run, monkeypatch):
+    monkeypatch.chdir(demo_run)
+    session = {"__name__": "readme"}
+    for number, block in enumerate(blocks(TEXTS["README.md"], "python"), start=1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), session)
+    # what the comments beside the code say
+    assert session["inputs"].pixel_values.shape == (1, 1, 8, 8)
+    assert session["codes"].shape == (1, 1, 4, 4)
+    assert session["image"].size == (8, 8)
+    assert session["latents"].shape == (2, 16)
+    assert session["images"].shape == (2, 3, 28, 20)
+    assert session["samples"].shape == (4, 3, 28, 20)
+    assert len(session["features"][0]) == 8
+
+
+def test_demo_draws_its_picture(demo_run, tmp_path):
+    picture = tmp_path / "demo.png"
+    demo = [sys.executable, str(ROOT / "training/demo.py"), "runs/demo/final", "--picture", str(picture)]
+    run = subprocess.run(demo, cwd=demo_run, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "PSNR" in run.stdout and picture.stat().st_size > 10_000
+
+
+@functools.cache
+def help_text(*program: str) -> str:
+    run = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_flags_in_commands_exist():
+    checked = 0
+    for words in commands():
+        if words[:2] == ["accelerate", "launch"]:
+            place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+            program, rest = (words[place],), words[place + 1 :]
+            launcher_flags = [word for word in words[2:place] if word.startswith("--")]
+            assert set(launcher_flags) <= {"--multi_gpu", "--num_processes", "--num_machines", "--mixed_precision"}
+            assert (ROOT / words[place]).is_file(), words[place]
+        elif words[0] == "hf-autoencoders":
+            verb = () if words[1].startswith("-") else (words[1],)
+            program, rest = ("-m", "hf_autoencoders.cli", *verb), words[1 + len(verb) :]
+        else:
+            continue
+        for word in rest:
+            if word.startswith("--") and word != "--help":
+                assert re.search(rf"{re.escape(word.split('=')[0])}\b", help_text(*program)), (
+                    f"{shlex.join(words)}: {word}"
+                )
+            if word.startswith(("training/", "model_cards/")):
+                assert (ROOT / word).exists(), f"{shlex.join(words)}: {word}"
+        help_text(*program)
+        checked += 1
+    assert checked >= 5
