@@ -460,6 +460,8 @@ def _training_section(run: Mapping) -> str:
     text = f"```bash\n{run['command']}\n```\n" if run.get("command") else ""
     arguments = {k: v for k, v in (run.get("arguments") or {}).items() if v not in (None, [], "")}
     if arguments:
+        if "max_steps" in arguments:
+            arguments.pop("num_epochs", None)  # it did not count
         shown = "dataset seed batch_size gradient_accumulation_steps num_epochs max_steps learning_rate weight_decay "
         shown += "lr_scheduler_type warmup_ratio max_grad_norm average_decay mixed_precision"
         rows = [f"| `{name}` | {arguments[name]} |" for name in shown.split() if name in arguments]
