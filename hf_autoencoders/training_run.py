@@ -451,6 +451,7 @@ class WeightedMeans:
         self.rows += rows
 
     def compute(self) -> dict[str, float]:
+        """The means, the same on all processes; every process must call it."""
         parts = gather_object([({name: value.item() for name, value in self.sums.items()}, self.rows)])
         rows = sum(count for _, count in parts)
         names = dict.fromkeys(name for sums, _ in parts for name in sums)
@@ -477,6 +478,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Take in the parameters as they are now; once after each optimizer step."""
         self.updates += 1
         decay = min(self.decay, self.updates / (9 + self.updates))
         torch._foreach_lerp_(self.averages, [p.detach().float() for p in self.parameters], 1 - decay)
@@ -909,14 +911,17 @@ class TrainingRun:
 
     @property
     def should_log(self) -> bool:
+        """Whether this step ends a window of training metrics."""
         return self.step % self.options.logging_steps == 0 or self.step == self.max_steps
 
     @property
     def should_evaluate(self) -> bool:
+        """Whether the model is to be evaluated after this step."""
         return bool(self.eval_steps) and (self.step % self.eval_steps == 0 or self.step == self.max_steps)
 
     @property
     def should_save(self) -> bool:
+        """Whether a checkpoint is due after this step; one is when the run is told to stop."""
         if self._signal and self.accelerator.num_processes == 1 and not self.stopping:
             self.stopping = "signal to stop"
         is_end = self.step == self.max_steps or bool(self.stopping)

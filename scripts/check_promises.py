@@ -17,6 +17,10 @@ PACKAGE = ROOT / "hf_autoencoders"
 MODELS = PACKAGE / "models"
 IMPORT_BUDGET_S = 0.1
 
+# Methods that override or imitate those of torch and transformers, which document them.
+INHERITED = {"extra_repr", "forward", "from_pretrained", "get_input_embeddings", "is_custom_code", "load_state_dict"}
+INHERITED |= {"postprocess", "preprocess", "set_input_embeddings", "state_dict", "to_dict"}
+
 # Code in models/ travels to the Hub and must run where only these are installed.
 MODEL_PACKAGES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}
 # import name -> distribution name, where the two differ
@@ -115,7 +119,6 @@ def check_public_docstrings() -> Iterator[str]:
                 yield f"{where(path, node)}: {node.name} has no docstring"
             if isinstance(node, ast.ClassDef):
                 for method in node.body:
-                    # Overridden methods of torch and transformers are documented there.
                     inherited = method.name in INHERITED if isinstance(method, kinds) else True
                     if (
                         not inherited
@@ -123,9 +126,6 @@ def check_public_docstrings() -> Iterator[str]:
                         and not ast.get_docstring(method)
                     ):
                         yield f"{where(path, method)}: {node.name}.{method.name} has no docstring"
-
-
-INHERITED = {"forward", "extra_repr", "is_custom_code", "get_input_embeddings", "set_input_embeddings", "to_dict"}
 
 
 def declared_dependencies() -> tuple[set[str], set[str]]:

@@ -616,6 +616,7 @@ class StreamingImageBatches:
         return self.num_rows // self.batch_size if self.drop_last else -(-self.num_rows // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the rows; the same epoch gives the same order."""
         self.epoch = epoch
         if self.shuffle:  # else it would change the order of the files all the same
             self._stream.set_epoch(epoch)
@@ -624,6 +625,7 @@ class StreamingImageBatches:
         return self.iterate()
 
     def iterate(self, start_batch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of this epoch from `start_batch` on, for a run that is resumed."""
         if start_batch < 0:
             raise ValueError(f"start_batch must not be negative, got {start_batch}.")
         return self._iterate(start_batch)

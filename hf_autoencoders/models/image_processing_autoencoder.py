@@ -47,6 +47,8 @@ STOCK_OPTIONS = {  # of other image processors, with the one value that says wha
 
 
 class AutoencoderImageProcessorKwargs(TypedDict, total=False):
+    """The options of [`AutoencoderImageProcessor`], at construction and at each call."""
+
     do_resize: bool | None
     size: int | list[int] | tuple[int, ...] | dict[str, int] | None
     resample: int | None

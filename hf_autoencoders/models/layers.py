@@ -61,6 +61,7 @@ class TrainingStepCounter(nn.Module):
         self.register_buffer("steps", self.initial_state()["steps"])
 
     def initial_state(self) -> dict[str, torch.Tensor]:
+        """The buffer of a new model, for `_init_weights`."""
         return {"steps": torch.zeros((), dtype=torch.int64, device="cpu")}
 
     def forward(self) -> torch.Tensor:
@@ -96,6 +97,7 @@ class LearnedScale(nn.Module):
         self.raw = nn.Parameter(self.initial_state()["raw"])
 
     def initial_state(self) -> dict[str, torch.Tensor]:
+        """The parameter of a new model, for `_init_weights`."""
         return {"raw": torch.full((self.num_channels, 1, 1), 5.0, device="cpu")}
 
     def forward(self) -> torch.Tensor:
