@@ -18,6 +18,10 @@ class PreTrainedAutoencoder(PortableModel):
     _no_split_modules = ["ResidualBlock"]
     accepts_loss_kwargs = False  # else Trainer does not divide the loss by the accumulation steps
 
+    def __init__(self, config: ImageAutoencoderConfig, *args, **kwargs):
+        config.validate()  # again: fields set after construction, by `from_pretrained(path, field=value)`, were not all
+        super().__init__(config, *args, **kwargs)
+
     @classmethod
     def is_custom_code(cls) -> bool:
         # transformers skips `_init_weights` for containers of classes from outside its own package. Ours is written

@@ -1,5 +1,7 @@
 """The configuration fields that all image auto-encoders share, and the validators of fields."""
 
+import difflib
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,12 +17,14 @@ def is_ours(cls: type) -> bool:
 
 
 def at_least(minimum: float) -> Callable[[Any], None]:
-    """A field validator: a number, or each number of a sequence, is not below `minimum`."""
+    """A field validator: a number, or each number of a sequence, is finite and not below `minimum`."""
 
     def check(value: Any) -> None:
         for number in value if isinstance(value, (list, tuple)) else (value,):
             if not number >= minimum:  # written so that NaN is refused
                 raise ValueError(f"expected at least {minimum}, got {value}")
+            if number == math.inf:
+                raise ValueError(f"expected a finite number, got {value}")
 
     return check
 
@@ -70,6 +74,17 @@ class ImageAutoencoderConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(32, 64))
     num_residual_blocks: int = validated_field(at_least(1), default=2)
     hidden_act: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # transformers keeps every unknown argument as an attribute. A misspelt field must not pass for one that is set;
+        # a file (they all have a model_type) may come from a newer version, and keeps what is unknown here.
+        if "model_type" not in kwargs:
+            for name in [name for name in kwargs if name in vars(self) and name != "auto_map"]:
+                fields = sorted({*self.__dataclass_fields__, *self.attribute_map})
+                close = difflib.get_close_matches(name, fields, n=1)
+                hint = f"did you mean {close[0]}?" if close else "set an attribute of your own after construction."
+                raise TypeError(f"{type(self).__name__} has no field {name}: {hint}")
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -91,9 +91,16 @@ class AutoencoderModel(PreTrainedAutoencoder):
     ) -> torch.Tensor:
         """Mean over the batch of the squared Frobenius norm of d latents / d pixel_values.
 
-        For e ~ N(0, I) and a small s, E |f(x + s e) - f(x)|^2 / s^2 is that norm; exact for a linear encoder.
+        For e ~ N(0, I) and a small s, E |f(x + s e) - f(x)|^2 / s^2 is that norm, for a linear encoder at any s. In
+        evaluation mode e is the same at every call: random-looking signs, which serve as well as normal numbers.
         """
-        step = self.contraction_step * (torch.randn_like(pixel_values) if draws is None else draws)
+        if draws is None and self.training:
+            draws = torch.randn_like(pixel_values)
+        elif draws is None:
+            index = torch.arange(pixel_values.numel(), device=pixel_values.device) % 65521
+            odd = (index * index % 65521 * index + 7 * index) % 65521 % 2  # a cubic polynomial modulo a prime
+            draws = (1 - 2 * odd).to(pixel_values.dtype).view_as(pixel_values)
+        step = self.contraction_step * draws
         change = self._encode(pixel_values + step)[0].float() - latents.float()
         return change.square().sum(1).mean() / self.contraction_step**2
 
@@ -114,7 +121,7 @@ class AutoencoderModel(PreTrainedAutoencoder):
             noise (`torch.FloatTensor` of shape `(batch_size, C, H, W)`, *optional*): the random numbers of
                 `config.noise`, see [`corrupt`]; drawn when not given. Used in training mode only.
             perturbation (`torch.FloatTensor` of shape `(batch_size, C, H, W)`, *optional*): the standard normal numbers
-                of the contractive penalty; drawn when not given.
+                of the contractive penalty; when not given, drawn in training mode and fixed otherwise.
         """
         config, inputs = self.config, pixel_values
         if self.training and config.noise != "none":

@@ -7,8 +7,8 @@
     reconstruction (B, C, H, W)  <-  decoder  <-------+      (the mean of p(x|z))
 
 The loss is the negative evidence lower bound in nats per example. Where it departs from the paper: the weight of the
-KL term may be other than 1 (beta-VAE, Higgins et al. 2017), grow in the first steps (Bowman et al. 2016; Sonderby et al.
-2016) or leave some nats free (Kingma et al. 2016).
+KL term may be other than 1 (beta-VAE, Higgins et al. 2017), grow in the first steps (Bowman et al. 2016; Sonderby et
+al. 2016) or leave some nats free (Kingma et al. 2016).
 """
 
 import torch
