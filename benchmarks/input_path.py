@@ -3,8 +3,8 @@
     python benchmarks/input_path.py                                   # random 28x28 gray images
     python benchmarks/input_path.py --size 64 --channels 3 --rows 20000 --batch_size 256
 
-The floor gathers the rows of a uint8 tensor that lies in memory and divides by 255: nothing that shuffles can do less.
-All ways take turns in every round, so what else the machine does hits them alike; the medians over the rounds are compared.
+The floor gathers the rows of a uint8 tensor that lies in memory and divides by 255: nothing that shuffles does less.
+All ways take turns in every round, so what else the machine does hits them alike; medians over the rounds are compared.
 The aim for `ImageBatches` from the memory-mapped cache is at most 2 times the floor's time.
 """
 

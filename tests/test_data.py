@@ -138,6 +138,9 @@ def test_a_validation_split_is_cut_by_seed_and_said(tmp_path, caplog):
     assert sorted(names["train"] + names["validation"], key=int) == [str(row) for row in range(40)]
     assert 3 <= len(names["validation"]) <= 18
     assert [row["name"] for row in streams["validation"]] == names["validation"]
+    processor = AutoencoderImageProcessor(size=(6, 5))
+    batches = list(StreamingImageBatches(streams["train"], processor, 40, shuffle=True, seed=0, drop_last=False))
+    assert [len(batch["images"]) for batch in batches] == [len(names["train"])]
 
 
 def test_a_single_split_of_another_name_is_taken_for_train(tmp_path, caplog):

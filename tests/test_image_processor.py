@@ -124,7 +124,7 @@ def test_any_size_comes_out_at_the_models_size(size):
     height, width = (processor.size.height, processor.size.width)
     values = pixels(processor, [GRAY, RGB, PIL.Image.fromarray(RGB), torch.rand(3, 41, 40)])
     assert values.shape == (4, 3, height, width)
-    resized = np.asarray(PIL.Image.fromarray(RGB).resize((width, height), PIL.Image.Resampling.BILINEAR))
+    resized = np.array(PIL.Image.fromarray(RGB).resize((width, height), PIL.Image.Resampling.BILINEAR))
     assert torch.equal(values[2], torch.from_numpy(resized.transpose(2, 0, 1)) / 255)
     assert torch.equal(values[1], values[2])  # arrays and PIL images are resized alike
 
