@@ -65,7 +65,7 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def script_env() -> dict:
     """Environment for child processes that run the repository's scripts: on the CPU, offline, package importable."""
     env = dict(os.environ)

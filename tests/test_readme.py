@@ -1,6 +1,5 @@
 """The README is run: its Python blocks in order, as one session; its commands against the flags that really exist."""
 
-import functools
 import re
 import shlex
 import subprocess
@@ -33,12 +32,12 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def demo_run(tmp_path_factory):
+def demo_run(tmp_path_factory, script_env):
     """A folder in which `runs/demo` is what `make demo` leaves there, after a few steps of training."""
     folder = tmp_path_factory.mktemp("readme")
     train = [sys.executable, str(ROOT / "training/train_vqvae.py"), "--output_dir", "runs/demo", "--use_cpu", "true"]
     train += ["--recipe", str(ROOT / "training/recipes/vqvae_digits.yaml"), "--max_steps", "3", "--num_pictures", "0"]
-    run = subprocess.run(train, cwd=folder, capture_output=True, text=True)
+    run = subprocess.run(train, cwd=folder, env=script_env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return folder
 
@@ -58,22 +57,31 @@ def test_python_blocks_run(demo_run, monkeypatch):
     assert len(session["features"][0]) == 8
 
 
-def test_demo_draws_its_picture(demo_run, tmp_path):
+def test_demo_draws_its_picture(demo_run, tmp_path, script_env):
     picture = tmp_path / "demo.png"
     demo = [sys.executable, str(ROOT / "training/demo.py"), "runs/demo/final", "--picture", str(picture)]
-    run = subprocess.run(demo, cwd=demo_run, capture_output=True, text=True)
+    run = subprocess.run(demo, cwd=demo_run, env=script_env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "PSNR" in run.stdout and picture.stat().st_size > 10_000
 
 
-@functools.cache
-def help_text(*program: str) -> str:
-    run = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+@pytest.fixture(scope="session")
+def help_text(script_env):
+    """What a program of the repository says to `--help`."""
+    texts = {}
+
+    def ask(*program: str) -> str:
+        if program not in texts:
+            command = [sys.executable, *program, "--help"]
+            run = subprocess.run(command, cwd=ROOT, env=script_env, capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            texts[program] = run.stdout
+        return texts[program]
+
+    return ask
 
 
-def test_flags_in_commands_exist():
+def test_flags_in_commands_exist(help_text):
     checked = 0
     for words in commands():
         if words[:2] == ["accelerate", "launch"]:
