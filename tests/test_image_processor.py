@@ -326,6 +326,6 @@ def test_to_uint8_agrees_with_pixel_values():
         for image in (GRAY, RGB, PIL.Image.fromarray(RGB), PIL.Image.fromarray(GRAY > 100)):
             array = processor.to_uint8(image)
             assert array.dtype == np.uint8 and array.flags.c_contiguous
-            assert torch.equal(torch.from_numpy(array)[None].float() / 255, pixels(processor, image))
+            assert torch.equal(torch.tensor(array)[None].float() / 255, pixels(processor, image))
     assert (gray_processor().to_uint8(GRAY.astype(np.float32) / 255)[0] == GRAY).all()
     assert (gray_processor().to_uint8(GRAY.astype(np.uint16) * 257)[0] == GRAY).all()
