@@ -750,6 +750,7 @@ class TrainingRun:
             "device": self.device.type,
             "training images": len(self.train),
             "validation images": len(self.validation),
+            "unreadable images left out": len(self.train.skipped) + len(self.validation.skipped),
         }
         return json.loads(json.dumps(settings))
 
@@ -1093,6 +1094,7 @@ class TrainingRun:
         self._fetch()
         with self._published_weights():
             state = self.accelerator.get_state_dict(self.model)
+            state = {name: tensor.detach().clone() for name, tensor in state.items()}  # these are the live weights
         self._write_folder("final", lambda folder: self._write_final(folder, state) if self.is_main else None)
         folder = self.output_dir / "final"
         if self.is_main:
