@@ -4,7 +4,7 @@
     python benchmarks/input_path.py --size 64 --channels 3 --rows 20000 --batch_size 256
 
 The floor gathers the rows of a uint8 tensor that lies in memory and divides by 255. Converting first and dividing in
-place is a little faster, and what `to_pixel_values` does: so the floor is listed that way too, for a like-for-like ratio.
+place is what `to_pixel_values` does, and often faster: the floor is listed that way too, to compare like with like.
 All ways take turns in every round, so what else the machine does hits them alike; medians over the rounds are compared.
 The aim for `ImageBatches` from the memory-mapped cache is at most 2 times the floor's time.
 """
