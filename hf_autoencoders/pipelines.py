@@ -20,8 +20,6 @@ from transformers import AutoModel, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from . import registry  # noqa: F401  (importing any part of the package registers the models with AutoModel)
-
 IMAGE_RECONSTRUCTION = "image-reconstruction"
 
 

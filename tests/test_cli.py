@@ -182,6 +182,15 @@ def test_corrupt_and_incomplete_weights_are_refused(folders, tmp_path, capsys):
     assert "lacks 4 of the weights of VAEModel, for example decoder." in fail(capsys, "sample", str(folder))
 
 
+def test_a_classifier_which_has_no_decoder_is_refused(tmp_path, capsys):
+    from hf_autoencoders import AutoencoderForImageClassification
+
+    config = AutoencoderConfig(image_size=8, architecture="mlp", hidden_sizes=(16,), latent_size=4, num_labels=10)
+    AutoencoderForImageClassification(config).save_pretrained(tmp_path / "classifier")
+    message = fail(capsys, "evaluate", str(tmp_path / "classifier"), "digits", "-o", str(tmp_path / "metrics.json"))
+    assert "saved without its decoder" in message
+
+
 def test_publish_checks_the_folder_before_it_sends_anything(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     fail(capsys, "publish", str(tmp_path), "organisation/name")

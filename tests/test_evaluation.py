@@ -654,6 +654,20 @@ def test_metrics_do_not_depend_on_the_batch_size(models, name):
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_metrics_on_a_gpu_are_those_of_the_cpu(name):
+    train, validation = digit_arrays(100), digit_arrays(40, seed=1)
+    corpus = {"name": "digits", "split": "validation"}
+    results = [
+        evaluate_model(tiny_models()[name].to(device), train, validation, corpus=corpus, num_importance_samples=5)
+        for device in ("cpu", "cuda")
+    ]
+    for part in ("metrics", "baselines"):
+        assert results[0][part] == pytest.approx(results[1][part], rel=0.02)
+    assert torch.cuda.get_device_name() in results[1]["machine"]
+
+
 def test_reconstruction_metrics_agree_with_the_models_own_loss(models):
     model, images = models["autoencoder"].eval(), digit_arrays(40).images
     loss = model(torch.from_numpy(images).float() / 255).reconstruction_loss.item()
