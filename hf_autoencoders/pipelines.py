@@ -1,7 +1,7 @@
 """Pipelines of `transformers` for what an auto-encoder is used for.
 
 ```python
-import hf_autoencoders.pipelines  # makes transformers know the tasks below
+import hf_autoencoders  # makes transformers know the tasks below
 from transformers import pipeline
 
 restore = pipeline("image-reconstruction", model="path/or/hub-id")
@@ -11,7 +11,7 @@ restore("digit.png", output_type="dict")   # {"image": PIL image, "mean_squared_
 
 Features need no pipeline of their own: the stock `pipeline("image-feature-extraction", model=...)` returns the latents.
 
-Registration happens when this module is imported, and not by `import hf_autoencoders`, which stays light.
+`import hf_autoencoders` arranges that this module is imported when `transformers.pipelines` is.
 """
 
 from typing import Any

@@ -9,6 +9,7 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 MODELS_PACKAGE = "hf_autoencoders.models"
@@ -142,7 +143,7 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
 
 
 class _AutoRegistration(importlib.abc.MetaPathFinder):
-    """Registers the variants with each Auto class as soon as the module of that class has been imported.
+    """Registers the variants with each Auto class, and the pipelines, once transformers' module for these is imported.
 
     Registration needs the classes, hence torch: a second or more that `import hf_autoencoders` alone shall not cost. It
     also needs modules that may be half imported at that moment (`modeling_utils` of transformers imports the Auto
@@ -151,6 +152,8 @@ class _AutoRegistration(importlib.abc.MetaPathFinder):
 
     def __init__(self):
         self.pending = [row for variant in VARIANTS.values() for row in _auto_classes(variant)]
+        register_pipelines = partial(importlib.import_module, "hf_autoencoders.pipelines")
+        self.pending.append(("transformers.pipelines", "", register_pipelines))
         self.watched = {auto_module for auto_module, _, _ in self.pending} | {"transformers.modeling_utils"}
         self.running: set[str] = set()  # watched modules whose code has started and not yet ended
 
@@ -187,7 +190,7 @@ class _AutoRegistration(importlib.abc.MetaPathFinder):
 
 
 def register_auto_classes() -> None:
-    """Make `AutoConfig`, `AutoModel`, the heads' Auto classes and `AutoImageProcessor` know every variant.
+    """Make `AutoConfig`, `AutoModel`, the heads' Auto classes, `AutoImageProcessor` and `pipeline` know every variant.
 
     What is imported already is told at once, the rest when it is imported. Called by `import hf_autoencoders`.
     """

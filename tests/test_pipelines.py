@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-import hf_autoencoders.pipelines  # noqa: F401  (registers the task)
+import hf_autoencoders  # noqa: F401  (registers the task)
 from hf_autoencoders import (
     AutoencoderConfig,
     AutoencoderImageProcessor,
