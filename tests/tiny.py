@@ -66,3 +66,12 @@ def images(config, batch_size: int = 6, seed: int = 1) -> torch.Tensor:
     coarse = torch.rand(batch_size, channels, (height + 2) // 3, (width + 2) // 3, generator=generator)
     images = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
     return (images * 255).round() / 255
+
+
+def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    """What `forward` needs to compute the same loss at every call in training mode, too: images, and noise by name."""
+    inputs = {"pixel_values": images(model.config, batch_size, seed)}
+    if model.config.model_type == "hfae_vae":
+        generator = torch.Generator().manual_seed(seed)
+        inputs["epsilon"] = torch.randn(batch_size, model.config.latent_size, generator=generator)
+    return inputs

@@ -10,6 +10,7 @@ The choices of bottleneck (one codebook, residual codebooks, FSQ) and how they d
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .base import PreTrainedAutoencoder
@@ -55,6 +56,15 @@ class VQVAEModel(PreTrainedAutoencoder):
         self.from_latents = nn.Conv2d(latent_dim, channels, kernel_size=3, padding=1)
         self.decoder = ImageDecoder(config)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # A new encoder's small outputs all round to the code of zero. With zero biases as well, everything after it is
+        # zero, a ReLU passes no gradient there, and nothing but the last bias ever learns.
+        if self.config.quantizer == "fsq" and module is self.from_latents:
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.bias, -bound, bound)
 
     def _quantize(self, pixel_values: torch.Tensor, update: bool = False):
         check_pixel_values(pixel_values, self.config.input_shape)

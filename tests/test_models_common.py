@@ -1,0 +1,618 @@
+"""The checks that every variant passes: they walk the registry, on the tiny configurations of `tiny.py`."""
+
+import copy
+import dataclasses
+import inspect
+import itertools
+import pickle
+import warnings
+
+import pytest
+import tiny
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments
+
+from hf_autoencoders import VARIANTS
+from hf_autoencoders.models.layers import ResidualBlock
+
+every_configuration = pytest.mark.parametrize("name", tiny.NAMES)
+every_variant = pytest.mark.parametrize("name", tiny.FIRST.values(), ids=list(tiny.FIRST))
+DEEP = [name for name in tiny.NAMES if tiny.config(name).architecture == "resnet"]
+HEADS = [(variant, auto_class) for variant in VARIANTS.values() for auto_class in variant.heads]
+
+
+def variant_of(name):
+    return VARIANTS[f"hfae_{name.partition('-')[0]}"]
+
+
+def trained(name, steps=2, seed=0, **fields):
+    """A model after a few training steps, in evaluation mode: no tensor of its state is as it was initialised."""
+    model = tiny.model(name, seed, **fields).train()
+    train(model, steps, seed)
+    return model.eval()
+
+
+def train(model, steps=2, seed=0, forward=None, learning_rate=0.05):
+    """Losses of training steps on random batches, with noise from the global generator."""
+    forward = model if forward is None else forward
+    torch.manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
+    losses = []
+    for step in range(steps):
+        loss = forward(pixel_values=tiny.images(model.config, seed=100 * seed + step)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def assert_equal_outputs(one, other):
+    assert list(one) == list(other)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def assert_equal_states(one, other, **tolerances):
+    one, other = one.state_dict(), other.state_dict()
+    assert list(one) == list(other)
+    for key in one:
+        tolerances = tolerances or {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(one[key], other[key], **tolerances, msg=lambda text, key=key: f"{key}: {text}")
+
+
+# ---- the table
+
+
+def test_every_variant_has_tiny_configurations():
+    assert set(tiny.FIELDS) == set(VARIANTS)
+    assert {name.partition("-")[0] for name in DEEP} == set(tiny.VARIANT_NAMES)
+
+
+# ---- saving and loading
+
+
+@every_configuration
+def test_auto_classes_load_what_was_saved(name, tmp_path):
+    model, variant = trained(name), variant_of(name)
+    model.save_pretrained(tmp_path)
+
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is variant.config_class()
+    assert config.to_dict() | {"_name_or_path": ""} == model.config.to_dict()
+
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is variant.model_class()
+    assert not any(info.values()), info
+    assert not loaded.training
+    assert_equal_states(model, loaded)
+    pixel_values = tiny.images(config)
+    assert_equal_outputs(model(pixel_values), loaded(pixel_values))
+
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(processor) is variant.processor_class()
+    array = tiny.images(config).mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    array = list(array[..., 0]) if config.num_channels == 1 else list(array)
+    processed = processor(array, input_data_format="channels_last", return_tensors="pt").pixel_values
+    torch.testing.assert_close(processed, pixel_values)
+
+
+@every_configuration
+def test_from_config_builds_the_same_model(name):
+    model = tiny.model(name)
+    torch.manual_seed(0)
+    assert_equal_states(model, AutoModel.from_config(tiny.config(name)))
+
+
+@pytest.mark.parametrize(("variant", "auto_class"), HEADS, ids=str)
+def test_heads_load_from_a_base_model(variant, auto_class, tmp_path):
+    base = trained(tiny.FIRST[variant.name])
+    base.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    head, info = getattr(transformers, auto_class).from_pretrained(
+        tmp_path / "base", num_labels=3, output_loading_info=True
+    )
+    assert type(head) is variant.head_classes()[auto_class]
+    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    new = {key for key in head.state_dict() if not key.startswith(f"{head.base_model_prefix}.")}
+    assert new and set(info["missing_keys"]) == new
+    base_state = base.state_dict()
+    for key, value in head.base_model.state_dict().items():
+        assert torch.equal(value, base_state[key]), key
+    for key in new:
+        value = head.state_dict()[key]
+        assert value.isfinite().all() and value.abs().max() < 1, key
+    pixel_values = tiny.images(head.config)
+    head.save_pretrained(tmp_path / "head")
+    loaded = getattr(transformers, auto_class).from_pretrained(tmp_path / "head")
+    assert_equal_outputs(head.eval()(pixel_values), loaded(pixel_values))
+
+
+@every_configuration
+@pytest.mark.parametrize("kept_half", [0, 1])
+def test_partial_checkpoints_keep_what_is_there_and_initialise_the_rest(name, kept_half):
+    model = trained(name)
+    state = model.state_dict()
+    kept = dict(itertools.islice(state.items(), kept_half, None, 2))
+    torch.manual_seed(1)
+    loaded = type(model).from_pretrained(
+        None, config=tiny.config(name), state_dict={k: v.clone() for k, v in kept.items()}
+    )
+    fresh = tiny.model(name, seed=2)
+    buffers = dict(loaded.named_buffers())
+    for key, value in loaded.state_dict().items():
+        expected = fresh.state_dict()[key]
+        assert value.dtype == expected.dtype and value.device.type == "cpu"
+        if key in kept:
+            assert torch.equal(value, kept[key]), f"{key} was overwritten"
+        elif key in buffers or expected.unique().numel() == 1:
+            assert torch.equal(value, expected), f"{key} is not as initialised"
+        else:
+            assert value.abs().max() <= expected.abs().max() * 2 and value.std() >= expected.std() / 2, key
+
+
+@every_configuration
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_loading(name, dtype, tmp_path):
+    model = trained(name)
+    model.save_pretrained(tmp_path)
+    half = AutoModel.from_pretrained(tmp_path, dtype=dtype)
+    assert half.dtype == dtype
+    kept = tuple(f"{module}." for module in getattr(half, "_keep_in_fp32_modules_strict", None) or ())
+    for key, value in half.state_dict().items():
+        original = model.state_dict()[key]
+        if key.startswith(kept) if kept else False:
+            assert torch.equal(value, original), f"{key} should have stayed as it was"
+        else:
+            assert value.dtype == (dtype if original.is_floating_point() else original.dtype), key
+    inputs = tiny.training_inputs(model)
+    expected, outputs = model(**inputs), half(**inputs)
+    assert outputs.latents.dtype == outputs.reconstruction.dtype == dtype
+    assert outputs.loss.dtype == torch.float32
+    torch.testing.assert_close(outputs.loss, expected.loss, rtol=0.05, atol=0.01)
+    assert type(outputs.loss.item()) is float
+    half.train()(**inputs).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in half.parameters())
+
+
+@every_variant
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}], ids=str)
+def test_device_map(name, device_map, tmp_path):
+    model = trained(name)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, device_map=device_map)
+    pixel_values = tiny.images(model.config)
+    torch.testing.assert_close(loaded(pixel_values).loss.cpu(), model(pixel_values).loss)
+
+
+@every_configuration
+def test_copies(name):
+    model = trained(name)
+    pixel_values = tiny.images(model.config)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_equal_outputs(model(pixel_values), other(pixel_values))
+        train(other)  # and a copy shares nothing with its original
+        assert not torch.equal(model(pixel_values).loss, other(pixel_values).loss)
+
+
+def test_corrupt_weights_are_refused(tmp_path):
+    model = tiny.model(tiny.NAMES[0])
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    for wrong in (data[: len(data) // 2], b"", b"not a safetensors file at all"):
+        file.write_bytes(wrong)
+        with pytest.raises(Exception, match=r"(?i)safetensors|header|deserializ|incomplete|corrupt"):
+            AutoModel.from_pretrained(tmp_path)
+
+
+@every_variant
+def test_weights_of_another_size_are_refused(name, tmp_path):
+    model = tiny.model(name)
+    model.save_pretrained(tmp_path)
+    sizes = tuple(2 * size for size in model.config.hidden_sizes)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModel.from_pretrained(tmp_path, hidden_sizes=sizes)
+
+
+# ---- training
+
+
+@every_configuration
+def test_every_parameter_gets_a_gradient(name):
+    model = tiny.model(name).train()
+    model(**tiny.training_inputs(model)).loss.backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_gradient_checkpointing_gives_the_same_gradients(name):
+    plain = tiny.model(name).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable()
+    calls = []
+    blocks = [module for module in checkpointed.modules() if isinstance(module, ResidualBlock)]
+    for block in blocks:
+        block.conv1.register_forward_hook(lambda *_: calls.append(None))
+    for model in (plain, checkpointed):
+        model(**tiny.training_inputs(model)).loss.backward()
+    assert len(calls) == 2 * len(blocks)  # once more in the backward pass
+    for (key, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=lambda text, key=key: f"{key}: {text}")
+    assert_equal_states(plain, checkpointed)
+
+
+@every_configuration
+def test_training_is_a_function_of_the_seed(name):
+    first, second, other = (tiny.model(name).train() for _ in range(3))
+    losses = train(first, steps=3, seed=5)
+    assert train(second, steps=3, seed=5) == losses
+    assert_equal_states(first, second)
+    assert train(other, steps=3, seed=6) != losses
+
+
+@every_configuration
+def test_evaluation_is_deterministic_and_changes_nothing(name):
+    model = trained(name)
+    before = copy.deepcopy(model)
+    pixel_values = tiny.images(model.config)
+    first = model(pixel_values)
+    torch.manual_seed(99)
+    assert_equal_outputs(first, model(pixel_values))
+    encoded = model.encode(pixel_values)
+    assert torch.equal(encoded.latents, first.latents)
+    assert torch.equal(model.decode(encoded.latents), first.reconstruction)
+    assert_equal_states(before, model)
+
+
+@every_configuration
+def test_encoding_never_trains(name):
+    """`encode` and `decode` may be called on a model in training mode and leave its state alone."""
+    model = trained(name).train()
+    before = copy.deepcopy(model)
+    pixel_values = tiny.images(model.config)
+    model.decode(model.encode(pixel_values).latents)
+    assert_equal_states(before, model)
+
+
+@every_configuration
+def test_bfloat16_autocast(name):
+    model = trained(name)
+    inputs = tiny.training_inputs(model)
+    expected = model(**inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model.train()(**inputs)
+        evaluated = model.eval()(**inputs)
+    assert outputs.loss.dtype == torch.float32
+    torch.testing.assert_close(evaluated.loss, expected.loss, rtol=0.05, atol=0.01)
+    outputs.loss.backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), key
+
+
+def trainer(model, folder, **arguments):
+    inputs = tiny.training_inputs(model, batch_size=32)
+    rows = [{key: value[index] for key, value in inputs.items()} for index in range(32)]
+    arguments = {"max_steps": 2, "learning_rate": 0.5, "optim": "sgd", "lr_scheduler_type": "constant", **arguments}
+    arguments = TrainingArguments(
+        str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, max_grad_norm=0, **arguments
+    )
+    return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:8])
+
+
+# The moving averages of a codebook take every forward pass in, so micro-batches do differ from one batch there.
+ACCUMULATING = {**tiny.FIRST, "vqvae": "vqvae-fsq"}
+
+
+@pytest.mark.parametrize("name", ACCUMULATING.values(), ids=list(ACCUMULATING))
+def test_trainer_with_gradient_accumulation(name, tmp_path):
+    whole = tiny.model(name)
+    parts = copy.deepcopy(whole)
+    start = copy.deepcopy(whole)
+    runs = [
+        trainer(whole, tmp_path / "whole", per_device_train_batch_size=16),
+        trainer(parts, tmp_path / "parts", per_device_train_batch_size=4, gradient_accumulation_steps=4),
+    ]
+    losses = [run.train().training_loss for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for (key, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+    assert not torch.equal(whole(**tiny.training_inputs(whole)).loss, start(**tiny.training_inputs(whole)).loss)
+
+
+@every_variant
+def test_trainer_evaluates_and_predicts(name, tmp_path):
+    run = trainer(tiny.model(name), tmp_path, per_device_train_batch_size=8, per_device_eval_batch_size=4)
+    run.train()
+    metrics = run.evaluate()
+    model, batches = run.model.eval(), run.get_eval_dataloader()
+    with torch.no_grad():
+        expected = sum(model(**batch).loss.item() for batch in batches) / 2
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    predictions = run.predict(run.eval_dataset).predictions
+    assert len(predictions[0]) == 8  # the latents
+    run.save_model(str(tmp_path / "saved"))
+    assert_equal_states(run.model, AutoModel.from_pretrained(tmp_path / "saved"))
+
+
+# ---- torch.compile and torch.export
+
+COMPILED = {  # as little to compile as shows every kind of state and randomness
+    "autoencoder-contractive": {"noise": "masking"},
+    "vae-mlp": {},
+    "vqvae-ema": {"hidden_sizes": (4,)},
+    "vqvae-gradient": {"hidden_sizes": (4,), "num_codebooks": 2},
+}
+
+
+def test_every_variant_is_compiled():
+    assert {name.partition("-")[0] for name in COMPILED} == set(tiny.VARIANT_NAMES)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_training_and_evaluation_equal_eager(name):
+    eager = tiny.model(name, **COMPILED[name]).train()
+    model = copy.deepcopy(eager)
+    pixel_values = tiny.images(eager.config, seed=7)
+    with torch._inductor.config.patch(fallback_random=True, compile_threads=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True)
+        eager_losses, compiled_losses = train(eager, steps=6), train(model, steps=6, forward=compiled)
+        assert compiled_losses == pytest.approx(eager_losses, rel=1e-4)
+        assert_equal_states(eager, model, rtol=1e-3, atol=1e-5)
+        model.load_state_dict(eager.state_dict())
+        model.eval(), eager.eval()
+        with torch.no_grad():
+            expected, outputs = eager(pixel_values), compiled(pixel_values)
+    assert list(outputs) == list(expected)
+    for key in expected:
+        torch.testing.assert_close(outputs[key], expected[key], rtol=1e-4, atol=1e-5)
+
+
+class EncodeDecode(torch.nn.Module):
+    """A round trip through the codes where there are any, else through the latents."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        encoded = self.model.encode(pixel_values)
+        if "codes" in encoded:
+            return self.model.decode_codes(encoded.codes)
+        return self.model.decode(encoded.latents)
+
+
+@every_configuration
+def test_export_with_dynamic_batch(name):
+    model = trained(name)
+    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=64)}}
+    for module in (model, EncodeDecode(model)):
+        program = torch.export.export(module, (), {"pixel_values": tiny.images(model.config)}, dynamic_shapes=dynamic)
+        for batch_size in (1, 5):
+            pixel_values = tiny.images(model.config, batch_size)
+            expected, outputs = module(pixel_values), program.module()(pixel_values=pixel_values)
+            if torch.is_tensor(expected):
+                expected, outputs = {"images": expected}, {"images": outputs}
+            assert list(outputs) == list(expected)
+            for key in expected:
+                torch.testing.assert_close(outputs[key], expected[key])
+
+
+# ---- the contract of forward
+
+
+@every_configuration
+def test_outputs(name):
+    model = trained(name)
+    config = model.config
+    pixel_values = tiny.images(config)
+    outputs = model(pixel_values)
+    assert next(iter(outputs)) == "latents" and outputs[0] is outputs.latents
+    assert outputs.latents.shape == (6, *config.latent_shape)
+    assert outputs.reconstruction.shape == pixel_values.shape
+    for key, value in outputs.items():
+        if key.endswith("loss"):
+            assert value.shape == () and value.dtype == torch.float32 and value.isfinite(), key
+    assert outputs.loss is not None and outputs.reconstruction_loss is not None
+    as_tuple = model(pixel_values, return_dict=False)
+    assert type(as_tuple) is tuple and len(as_tuple) == len(outputs)
+    assert all(torch.equal(one, other) for one, other in zip(as_tuple, outputs.to_tuple(), strict=True))
+    without = model(pixel_values, return_loss=False)
+    assert not any(key.endswith("loss") for key in without)
+    assert torch.equal(without.reconstruction, outputs.reconstruction)
+    levels = model(pixel_values, output_hidden_states=True).hidden_states
+    assert len(levels) == len(config.hidden_sizes)
+
+
+@every_variant
+def test_forward_is_made_for_the_trainer(name):
+    parameters = inspect.signature(variant_of(name).model_class().forward).parameters
+    assert list(parameters)[1] == "pixel_values"
+    assert parameters["return_loss"].default is True
+    assert not any("label" in parameter for parameter in parameters)
+    assert variant_of(name).model_class().accepts_loss_kwargs is False
+
+
+def wrong_pixel_values(config):
+    images = tiny.images(config, batch_size=2)
+    channels, height, width = config.input_shape
+    expected = rf"\(batch_size, {channels}, {height}, {width}\)"
+    yield "a list", images.tolist(), TypeError, "must be a torch.Tensor, got list"
+    yield "an array", images.numpy(), TypeError, "must be a torch.Tensor, got ndarray"
+    yield "uint8", (images * 255).byte(), TypeError, r"floating point.*got torch.uint8.*divide uint8 images by 255"
+    yield "one image", images[0], ValueError, expected
+    yield "flat", images.flatten(1), ValueError, expected
+    yield "channels last", images.permute(0, 2, 3, 1).reshape(2, height, width, channels), ValueError, expected
+    yield "other channels", torch.cat([images, images], 1), ValueError, expected + r".*got \(2, "
+    yield "other size", images[..., :-1], ValueError, expected + ".*image processor"
+
+
+@every_variant
+@pytest.mark.parametrize("case", [case[0] for case in wrong_pixel_values(tiny.config(tiny.NAMES[0]))])
+def test_wrong_inputs_are_refused(name, case):
+    model = tiny.model(name)
+    wrong, error, message = next(row[1:] for row in wrong_pixel_values(model.config) if row[0] == case)
+    for call in (model, model.train(), model.encode):
+        with pytest.raises(error, match=message):
+            call(wrong)
+        model.eval()
+
+
+@every_variant
+def test_wrong_latents_are_refused(name):
+    model = tiny.model(name)
+    shape = model.config.latent_shape
+    for wrong in (torch.zeros(2, shape[0] + 1, *shape[1:]), torch.zeros(2, *shape, 1), torch.zeros(shape)):
+        with pytest.raises(ValueError, match=rf"latents must have shape \(batch_size, {shape[0]}.*got \("):
+            model.decode(wrong)
+    for wrong in (torch.zeros(2, *shape).long(), [1.0]):
+        with pytest.raises(TypeError, match="latents must be a floating-point tensor, got"):
+            model.decode(wrong)
+
+
+# ---- configurations
+
+FIELD_OF_HEADS = {"freeze_encoder"}
+NETWORK = {  # fields of all image auto-encoders -> two values
+    "image_size": (8, 9),
+    "num_channels": (1, 3),
+    "hidden_sizes": ((4, 8), (4, 12)),
+    "num_residual_blocks": (1, 2),
+    "hidden_act": ("relu", "tanh"),
+    "architecture": ("conv", "resnet"),
+}
+# variant -> field -> (other fields needed to see it, two values). Every field of a configuration has to be here.
+EFFECTS = {
+    "autoencoder": {
+        "latent_size": ({}, (4, 5)),
+        "latent_activation": ({}, ("none", "relu")),
+        "reconstruction_loss": ({}, ("mse", "bce")),
+        "noise": ({}, ("none", "masking")),
+        "noise_level": ({"noise": "gaussian"}, (0.1, 0.2)),
+        "sparsity": ({}, ("none", "l1")),
+        "sparsity_weight": ({"sparsity": "l1"}, (0.1, 0.2)),
+        "sparsity_target": ({"sparsity": "kl", "latent_activation": "sigmoid"}, (0.05, 0.1)),
+        "contractive_weight": ({}, (0.1, 0.2)),
+    },
+    "vae": {
+        "latent_size": ({}, (4, 5)),
+        "likelihood": ({}, ("bernoulli", "gaussian")),
+        "beta": ({}, (1.0, 2.0)),
+        "kl_warmup_steps": ({}, (4, 8)),
+        "free_bits": ({}, (0.0, 0.5)),
+    },
+    "vqvae": {
+        "quantizer": ({}, ("vq", "fsq")),
+        "codebook_size": ({}, (8, 4)),
+        "embedding_dim": ({}, (4, 5)),
+        "num_codebooks": ({}, (1, 2)),
+        "fsq_levels": ({"quantizer": "fsq"}, ((4, 3), (4, 3, 5))),
+        "codebook_update": ({}, ("ema", "gradient")),
+        "codebook_distance": ({}, ("euclidean", "cosine")),
+        "ema_decay": ({}, (0.9, 0.5)),
+        "commitment_cost": ({}, (0.25, 0.5)),
+        "codebook_cost": ({"codebook_update": "gradient"}, (1.0, 0.5)),
+        "kmeans_init": ({}, (True, False)),
+        "dead_code_threshold": ({"kmeans_init": False, "ema_decay": 0.5}, (0.0, 0.5)),
+    },
+}
+
+
+def own_fields(config_class):
+    """The fields that the classes of this package add to those of transformers."""
+    return {field.name for field in dataclasses.fields(config_class)} - {
+        field.name for field in dataclasses.fields(transformers.PreTrainedConfig)
+    }
+
+
+def test_every_field_is_covered():
+    for variant in VARIANTS.values():
+        fields = own_fields(variant.config_class()) - FIELD_OF_HEADS
+        assert fields == {*NETWORK, *EFFECTS[variant.name]}, "a field of a configuration without a test of its effect"
+
+
+@pytest.mark.parametrize(
+    ("variant", "field"), [(variant, field) for variant in EFFECTS for field in (*NETWORK, *EFFECTS[variant])]
+)
+def test_every_field_changes_the_loss(variant, field):
+    needed, values = EFFECTS[variant].get(field) or ({"architecture": "resnet"}, NETWORK[field])
+    needed = {key: value for key, value in needed.items() if key != field}
+    row = {"image_size": 8, "num_channels": 1, "num_residual_blocks": 1, "hidden_act": "relu", **needed}
+    losses = [
+        train(tiny.model(tiny.FIRST[variant], **{**row, field: value}).train(), steps=4, learning_rate=0.01)
+        for value in values
+    ]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
+def test_fields_are_checked(variant, tmp_path):
+    """Each numeric field refuses another type, NaN, infinity and what is below its range, at construction and later."""
+    config_class = variant.config_class()
+    config = tiny.config(tiny.FIRST[variant.name])
+    config.save_pretrained(tmp_path)
+    for name in own_fields(config_class):
+        default = getattr(config_class(), name)
+        wrong = ["nonsense", None]
+        if type(default) in (int, float, tuple):
+            wrong += [-1, (-1,)] if type(default) is tuple else [-1]
+        if type(default) is float:
+            wrong += [float("nan"), float("inf")]
+        for value in wrong:
+            for attempt in (
+                lambda name=name, value=value: config_class(**{name: value}),
+                lambda name=name, value=value: setattr(copy.deepcopy(config), name, value),
+                lambda name=name, value=value: AutoConfig.from_pretrained(tmp_path, **{name: value}),
+                lambda name=name, value=value: AutoModel.from_pretrained(tmp_path, **{name: value}),
+            ):
+                with pytest.raises(StrictDataclassError, match=rf"'{name}'[\s\S]*(expected|Expected|must be one of)"):
+                    attempt()
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
+def test_misspelt_fields_are_refused(variant, tmp_path):
+    config_class = variant.config_class()
+    with pytest.raises(TypeError, match="has no field hiden_sizes: did you mean hidden_sizes?"):
+        config_class(hiden_sizes=(4,))
+    with pytest.raises(TypeError, match="has no field colour"):
+        AutoConfig.for_model(variant.model_type, colour="red")
+    config = config_class(num_labels=5, output_hidden_states=True, torch_dtype="bfloat16")  # what transformers knows
+    assert (config.num_labels, config.dtype) == (5, torch.bfloat16)
+    config.of_a_newer_version = 7
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).of_a_newer_version == 7
+
+
+@every_configuration
+def test_configurations_survive_json(name, tmp_path):
+    config = tiny.config(name)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    for field in own_fields(type(config)):
+        one, other = getattr(config, field), getattr(loaded, field)
+        assert (tuple(other) if isinstance(one, tuple) else other) == one, field
+    assert AutoConfig.from_pretrained(tmp_path, num_channels=2).num_channels == 2
+    assert type(config)(**config.to_dict()).to_dict() == config.to_dict()
+    assert loaded.input_shape == config.input_shape and loaded.latent_shape == config.latent_shape
+
+
+def test_configuration_files_keep_their_annotations():
+    """`from __future__ import annotations` would silently switch the type checks of the fields off."""
+    for variant in VARIANTS.values():
+        for cls in variant.config_class().__mro__:
+            if cls.__module__.startswith("hf_autoencoders."):
+                assert "from __future__" not in inspect.getsource(inspect.getmodule(cls))
+
+
+@every_variant
+def test_only_safetensors_are_written(name, tmp_path):
+    model = trained(name)
+    model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl", ".pth")] == []
+    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
