@@ -506,6 +506,7 @@ EFFECTS = {
         "beta": ({}, (1.0, 2.0)),
         "kl_warmup_steps": ({}, (4, 8)),
         "free_bits": ({}, (0.0, 0.5)),
+        "num_posterior_samples": ({}, (1, 3)),
     },
     "vqvae": {
         "quantizer": ({}, ("vq", "fsq")),

@@ -33,7 +33,7 @@ class VAETrainingArguments:
 def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:
     """Images and posterior noise of a batch: the same on any number of processes, and after a resume."""
     pixel_values = batch.pixel_values
-    epsilon = batch.draw(torch.randn, run.config.latent_size)
+    epsilon = batch.draw(torch.randn, run.config.num_posterior_samples, run.config.latent_size)
     if run.arguments.extra.dynamic_binarization:
         pixel_values = (batch.draw(torch.rand, *pixel_values.shape[1:]) < pixel_values).to(pixel_values.dtype)
     return {"pixel_values": pixel_values, "epsilon": epsilon}

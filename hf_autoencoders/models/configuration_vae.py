@@ -26,6 +26,9 @@ class VAEConfig(ImageAutoencoderConfig):
         free_bits (`float`, *optional*, defaults to 0.0):
             Nats of each latent dimension, averaged over the batch, that the KL term does not charge (Kingma et al.
             2016).
+        num_posterior_samples (`int`, *optional*, defaults to 1):
+            Samples of the posterior in training. More than one gives the importance-weighted bound (Burda et al. 2016),
+            which is tighter and costs as many passes of the decoder.
     """
 
     model_type = "hfae_vae"
@@ -36,11 +39,19 @@ class VAEConfig(ImageAutoencoderConfig):
     beta: float | int = validated_field(at_least(0), default=1.0)
     kl_warmup_steps: int = validated_field(at_least(0), default=0)
     free_bits: float | int = validated_field(at_least(0), default=0.0)
+    num_posterior_samples: int = validated_field(at_least(1), default=1)
 
     @property
     def latent_shape(self) -> tuple[int]:
         """Shape of the latents of one input: (latent_size,)."""
         return (self.latent_size,)
+
+    def validate_bound(self):
+        if self.num_posterior_samples > 1 and self.free_bits > 0:
+            raise ValueError(
+                "free_bits needs the KL term, which the importance-weighted bound does not have: "
+                f"use free_bits=0 with num_posterior_samples={self.num_posterior_samples}"
+            )
 
 
 __all__ = ["VAEConfig"]

@@ -77,6 +77,20 @@ def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
+def gaussian_log_ratio(latents: torch.Tensor, epsilon: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """log N(z; 0, I) - log q(z|x) of samples z = mean + exp(log_variance / 2) epsilon.
+
+    Args:
+        latents, epsilon (`(batch_size, num_samples, latent_size)`): the samples, and their noise.
+        log_variance (`(batch_size, latent_size)`): of the posterior.
+
+    Returns:
+        `(batch_size, num_samples)`, nats; minus its mean over samples tends to the KL divergence.
+    """
+    log_ratio = epsilon.float().square() - latents.float().square() + log_variance.float().unsqueeze(1)
+    return 0.5 * log_ratio.sum(-1)
+
+
 def sum_with_free_bits(kl: torch.Tensor, free_bits: float) -> torch.Tensor:
     """Sum over dimensions of max(batch mean of the KL, free_bits) (Kingma et al. 2016).
 

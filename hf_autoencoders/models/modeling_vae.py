@@ -8,8 +8,11 @@
 
 The loss is the negative evidence lower bound in nats per example. Where it departs from the paper: the weight of the
 KL term may be other than 1 (beta-VAE, Higgins et al. 2017), grow in the first steps (Bowman et al. 2016; Sonderby et
-al. 2016) or leave some nats free (Kingma et al. 2016).
+al. 2016) or leave some nats free (Kingma et al. 2016); with several samples the bound is the importance-weighted one
+(Burda et al. 2016, https://arxiv.org/abs/1509.00519).
 """
+
+import math
 
 import torch
 from transformers.utils import can_return_tuple
@@ -22,6 +25,7 @@ from .losses import (
     discretized_logistic_log_likelihood,
     gaussian_kl,
     gaussian_log_likelihood,
+    gaussian_log_ratio,
     sum_with_free_bits,
 )
 from .outputs import GaussianEncoderOutput, VAEOutput
@@ -154,30 +158,42 @@ class VAEModel(PreTrainedAutoencoder):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, C, H, W)`): images in [0, 1].
             epsilon (`torch.FloatTensor` of shape `(batch_size, latent_size)`, *optional*): standard normal noise of the
                 sample. Default: drawn in training mode, zero (the posterior mean) in evaluation mode. The loss is an
-                unbiased estimate of the bound only with noise.
+                unbiased estimate of the bound only with noise. Shape `(batch_size, num_samples, latent_size)` gives
+                the importance-weighted bound of that many samples; `latents` and `reconstruction` are of the first.
             return_loss (`bool`, *optional*, defaults to `True`): also compute the losses.
             output_hidden_states (`bool`, *optional*): also return the output of each level of the encoder.
         """
         mean, log_variance, hidden_states = self._posterior(pixel_values)
-        if epsilon is not None:
-            check_latents(epsilon, self.config.latent_shape)
-        elif self.training:
-            epsilon = torch.randn_like(log_variance)
-        latents = mean
-        if epsilon is not None:
-            latents = (mean.float() + torch.exp(0.5 * log_variance) * epsilon).to(mean.dtype)
-        parameters = self._decode(latents)
+        if epsilon is None and self.training:
+            epsilon = torch.randn(len(mean), self.config.num_posterior_samples, mean.shape[1], device=mean.device)
+        if epsilon is None:
+            num_samples, latents = 1, mean
+        else:
+            epsilon = epsilon.unsqueeze(1) if epsilon.ndim == 2 else epsilon
+            num_samples = epsilon.shape[1]
+            check_latents(epsilon.flatten(0, 1), self.config.latent_shape)
+            standard_deviation = torch.exp(0.5 * log_variance).unsqueeze(1)
+            latents = (mean.float().unsqueeze(1) + standard_deviation * epsilon).to(mean.dtype).flatten(0, 1)
+        parameters = self._decode(latents)  # of all samples, those of one image side by side
 
         loss = reconstruction_loss = kl_loss = None
         if return_loss:
             kl = gaussian_kl(mean, log_variance)
-            reconstruction_loss = -self._log_likelihood(parameters, pixel_values).mean()
+            targets = pixel_values if num_samples == 1 else pixel_values.repeat_interleave(num_samples, dim=0)
+            log_likelihood = self._log_likelihood(parameters, targets)
+            reconstruction_loss = -log_likelihood.mean()
             kl_loss = kl.sum(1).mean()
             kl_weight = self.config.beta
             if self.config.kl_warmup_steps and self.training:
                 kl_weight = kl_weight * (self.training_steps() / self.config.kl_warmup_steps).clamp(max=1.0)
-            charged = sum_with_free_bits(kl, self.config.free_bits) if self.config.free_bits else kl_loss
-            loss = reconstruction_loss + kl_weight * charged
+            if num_samples == 1:
+                charged = sum_with_free_bits(kl, self.config.free_bits) if self.config.free_bits else kl_loss
+                loss = reconstruction_loss + kl_weight * charged
+            else:
+                log_ratio = gaussian_log_ratio(latents.unflatten(0, (-1, num_samples)), epsilon, log_variance)
+                log_weights = log_likelihood.unflatten(0, (-1, num_samples)) + kl_weight * log_ratio
+                loss = math.log(num_samples) - log_weights.logsumexp(1).mean()
+        latents, parameters = latents[::num_samples], parameters[::num_samples]
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return VAEOutput(
