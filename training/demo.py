@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import AutoImageProcessor, AutoModel
+from transformers.utils import logging
 
 import hf_autoencoders  # noqa: F401  (makes the Auto classes know the auto-encoders)
 from hf_autoencoders.data import image_arrays, load_corpus, to_pixel_values
@@ -68,18 +69,17 @@ def main() -> None:
     arguments = parser.parse_args()
     picture = arguments.picture or arguments.folder / "demo.png"
 
+    logging.disable_progress_bar()
     model = AutoModel.from_pretrained(arguments.folder).eval()
     processor = AutoImageProcessor.from_pretrained(arguments.folder)
     corpus = load_corpus("digits")
     train, test = (image_arrays(corpus[split], processor) for split in ("train", "test"))
 
-    def run(images: np.ndarray):
-        return model(to_pixel_values(torch.from_numpy(np.ascontiguousarray(images)), "cpu"))
-
-    seen, unseen = run(train.images), run(test.images)
-    pixel_values = to_pixel_values(torch.from_numpy(np.ascontiguousarray(test.images)), "cpu")
+    pixel_values = to_pixel_values(torch.from_numpy(np.array(test.images)), "cpu")
+    seen = model.encode(to_pixel_values(torch.from_numpy(np.array(train.images)), "cpu"))
+    unseen = model.encode(pixel_values)
     # The codes are all that a receiver needs: decode them alone, and compare with the images.
-    rebuilt = model.decode_codes(unseen.codes).clamp(0, 1)
+    rebuilt = model.decode_codes(unseen.codes)
     error = (rebuilt - pixel_values).square().mean().item()
 
     bits = model.config.bits_per_input
@@ -88,13 +88,10 @@ def main() -> None:
     usage = CodeUsage(model.config.num_codes, model.config.codes_shape[0])
     usage.update(seen.codes)
     neighbours = {}
-    for name, known, asked in [
-        ("latents", seen.latents, unseen.latents),
-        ("pixels", train.images, test.images),
-    ]:
-        flat = [np.asarray(values, dtype=np.float32).reshape(len(values), -1) for values in (known, asked)]
-        search = KNeighborsClassifier(1).fit(flat[0], train.labels)
-        neighbours[name] = search.score(flat[1], test.labels)
+    pairs = {"latents": (seen.latents, unseen.latents), "pixels": (train.images, test.images)}
+    for name, pair in pairs.items():
+        known, asked = (np.asarray(values, dtype=np.float32).reshape(len(values), -1) for values in pair)
+        neighbours[name] = KNeighborsClassifier(1).fit(known, train.labels).score(asked, test.labels)
 
     grid = " x ".join(map(str, model.config.codes_shape[1:]))
     numbers = [
@@ -116,7 +113,7 @@ def main() -> None:
     )
     print(f"\nLoaded back with AutoModel.from_pretrained({str(arguments.folder)!r}): {type(model).__name__}")
     print("\n".join(f"  {line}" for line in numbers))
-    print(f"\n  model   {arguments.folder}{'/'}   (config, safetensors, processor, code and card: ready for the Hub)")
+    print(f"\n  model   {arguments.folder}/   (config, safetensors, processor, code and card: ready for the Hub)")
     print(f"  picture {picture}")
 
 
