@@ -5,7 +5,6 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-SOURCES := hf_autoencoders training tests scripts benchmarks
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1
 
 .PHONY: demo test test-slow check style bench clean
@@ -32,17 +31,17 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)
-	$(BIN)/ruff check $(wildcard $(SOURCES))
-	$(BIN)/ruff format --check $(wildcard $(SOURCES))
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/check_promises.py
 
 style: $(INSTALLED)
-	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
-	$(BIN)/ruff format $(wildcard $(SOURCES))
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 	$(BIN)/python scripts/fill_readme.py
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/speed.py
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:
 	rm -rf .venv .cache runs out

@@ -29,7 +29,10 @@ DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 @functools.cache
 def tracked_files() -> tuple[Path, ...]:
-    """Every file that git tracks or would track (new and not ignored)."""
+    """Every file that git tracks or would track (new and not ignored); in a copy without git, all that may be such."""
+    if not (ROOT / ".git").exists():
+        made = {".venv", ".cache", "__pycache__", "runs", "out"}
+        return tuple(path for path in sorted(ROOT.rglob("*")) if path.is_file() and not made & set(path.parts))
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return tuple(path for name in listing.split("\0") if name and (path := ROOT / name).is_file())

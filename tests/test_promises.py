@@ -1,12 +1,14 @@
 """What `make check` checks between files, one test for each promise."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
 
 
 def load_script(name: str):
@@ -25,3 +27,9 @@ promises = load_script("check_promises")
 @pytest.mark.parametrize("check", promises.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_promise(check):
     assert list(check()) == []
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_style(command):
+    run = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
