@@ -52,7 +52,7 @@ def results_table(files: list[Path]) -> str:
     for number, file in enumerate(files, start=1):
         result = json.loads(file.read_text())
         corpus = result["corpus"]
-        place = f"{corpus['name']}, {corpus['split']} ({corpus['rows']:,} images)"
+        place = f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
         measured, compared = sentence(MEASURED, result["metrics"]), sentence(COMPARED, result["baselines"])
         rows.append(f"| {number} | {result['name']} | {place} | {measured} | {compared} |")
         notes.append(f"{number}. {how_to_repeat(result)}")
