@@ -18,7 +18,7 @@ import tiny
 import torch
 from transformers.models.auto import modeling_auto
 
-from hf_autoencoders import VARIANTS
+from hf_autoencoders import VARIANTS, AutoencoderImageProcessor
 
 NAMES = [name for name in tiny.NAMES if tiny.config(name).architecture == "resnet"]  # which has every kind of layer
 TABLES = {"AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"}
@@ -67,6 +67,8 @@ def import_from_suite(module: str):
 
 ModelTesterMixin = import_from_suite("test_modeling_common").ModelTesterMixin
 ConfigTester = import_from_suite("test_configuration_common").ConfigTester
+with unittest.mock.patch.dict(sys.modules, fetch_hub_objects_for_ci=unittest.mock.Mock()):  # of their CI; unused here
+    image_processing_common = import_from_suite("test_image_processing_common")
 
 
 class ModelTester:
@@ -152,3 +154,29 @@ for name in NAMES:
     class_name = "".join(part.capitalize() for part in name.split("-")) + "Test"
     globals()[class_name] = type(class_name, (VariantTests, unittest.TestCase), {"name": name})
 del name
+
+
+class ImageProcessorTester(image_processing_common.ImageProcessingTester):
+    """What the suite asks about an image processor."""
+
+    def __init__(self, parent, **kwargs):
+        super().__init__(parent, **{"size": {"height": 18, "width": 20}, "num_channels": 3, **kwargs})
+
+    def _get_image_processing_classes(self):
+        return {"pil": AutoencoderImageProcessor}
+
+
+class ImageProcessorTest(image_processing_common.ImageProcessingTestMixin, unittest.TestCase):
+    image_processor_tester_class = ImageProcessorTester
+
+    @unittest.skip("It passes image_mean and do_convert_rgb, which this processor refuses: pixels stay in [0, 1].")
+    def test_call_numpy_4_channels(self):
+        pass
+
+    @unittest.skip("It sets do_convert_rgb, which this processor does not have: num_channels says what comes out.")
+    def test_image_processor_from_dict_with_kwargs_has_attributes(self):
+        pass
+
+    @unittest.skip("Demanded of new models of transformers itself; this processor has to work without torchvision.")
+    def test_new_models_require_torchvision_backend(self):
+        pass
