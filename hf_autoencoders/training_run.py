@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
+import hashlib
 import inspect
 import json
 import math
@@ -123,7 +124,9 @@ class RunArguments:
     resume_from_checkpoint: str | None = _option(
         None, "`latest`, or the path of one checkpoint of this run: continue, to the same weights as if never stopped."
     )
-    model_name_or_path: str | None = _option(None, "Start from these weights; the model's shape is then theirs.")
+    model_name_or_path: str | None = _option(
+        None, "Start from these weights and their configuration; model flags that are given override it."
+    )
     seed: int = _option(0, "Seed of everything random.")
     batch_size: int = _option(64, "Images of one forward pass, over all processes together.")
     gradient_accumulation_steps: int = _option(1, "Batches added up for one optimizer step.")
@@ -240,7 +243,7 @@ def parse_arguments(
     model_fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     if isinstance(model_fields.get("image_size"), list) and len(model_fields["image_size"]) == 1:
         model_fields["image_size"] = model_fields["image_size"][0]
-    _check_arguments(run, explicit, set(model_fields) | {"image_size", "num_channels"}, parser)
+    _check_arguments(run, parser)
     try:
         config_class(**model_fields)
     except (StrictDataclassError, ValueError) as error:
@@ -352,7 +355,7 @@ def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -
     return flags
 
 
-def _check_arguments(run: RunArguments, explicit: set[str], model_fields: set[str], parser: HfArgumentParser) -> None:
+def _check_arguments(run: RunArguments, parser: HfArgumentParser) -> None:
     smallest = {
         "batch_size": 1,
         "eval_batch_size": 1,
@@ -383,9 +386,6 @@ def _check_arguments(run: RunArguments, explicit: set[str], model_fields: set[st
         parser.error("--push_to_hub needs --hub_model_id ORGANISATION/NAME")
     if run.resume_from_checkpoint and run.overwrite_output_dir:
         parser.error("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
-    if run.model_name_or_path and explicit & model_fields:
-        flags = ", ".join(f"--{name}" for name in sorted(explicit & model_fields))
-        parser.error(f"--model_name_or_path brings its own configuration: leave out {flags}")
 
 
 # -------------------------------------------------------------------------------------------------------- the batches
@@ -422,9 +422,9 @@ class Batch:
         row gets the same noise on any number of processes and after any resume.
         """
         device = self.pixel_values.device
-        state = np.random.SeedSequence([*self.seed, self._draws]).generate_state(1, np.uint64)[0]
+        digest = hashlib.blake2b(repr((*self.seed, self._draws)).encode(), digest_size=7).digest()
         self._draws += 1
-        generator = torch.Generator(device).manual_seed(int(state) % 2**63)
+        generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
         return sampler(self.global_size, *shape, generator=generator, device=device)[self.rows][: len(self)]
 
 
@@ -518,7 +518,7 @@ class TrainingRun:
         for batch in batches:
             with run.gradient_sync(batch):
                 output = model(batch.pixel_values)
-                accelerator.backward(output.loss * batch.weight)
+                run.backward(output.loss, batch)
             run.record(output, batch)
         run.clip_gradients()
         optimizer.step()
@@ -685,22 +685,29 @@ class TrainingRun:
 
     def _choose_config(self, dataset) -> None:
         """The model's configuration, with the corpus's image size and channels if none are given, and its processor."""
-        variant, fields = self.arguments.variant, dict(self.arguments.model)
-        if self.options.model_name_or_path:
-            self.config = variant.config_class().from_pretrained(self.options.model_name_or_path)
-        else:
-            if not {"image_size", "num_channels"} <= set(fields):
-                fields = _image_format(dataset, self.arguments.corpus.image_column) | fields
-            try:
-                self.config = variant.config_class()(**fields)
-            except (StrictDataclassError, ValueError) as error:
-                raise TrainingError(f"the model cannot be built: {' '.join(str(error).split())}") from error
+        config_class, fields = self.arguments.variant.config_class(), dict(self.arguments.model)
+        path = self.options.model_name_or_path
+        if not path and not {"image_size", "num_channels"} <= set(fields):
+            fields = _image_format(dataset, self.arguments.corpus.image_column) | fields
+        try:
+            if path:
+                changed = {name: value for name, value in fields.items() if name in self.arguments.explicit}
+                self.config = config_class.from_pretrained(path, **changed)
+                self.config.validate()
+            else:
+                self.config = config_class(**fields)
+        except (StrictDataclassError, ValueError) as error:
+            raise TrainingError(f"the model cannot be built: {' '.join(str(error).split())}") from error
         self.processor = AutoencoderImageProcessor.for_model(self.config)
 
     def _build_model(self) -> None:
         model_class = self.arguments.variant.model_class()
         if self.options.model_name_or_path:
-            model = model_class.from_pretrained(self.options.model_name_or_path, dtype=torch.float32)
+            path = self.options.model_name_or_path
+            try:
+                model = model_class.from_pretrained(path, config=self.config, dtype=torch.float32)
+            except RuntimeError as error:
+                raise TrainingError(f"the weights of {path} do not fit the model flags given: {error}") from error
         else:
             model = model_class(self.config)
         model.train()  # from_pretrained leaves evaluation mode behind
@@ -709,10 +716,12 @@ class TrainingRun:
     def _build_optimizer(self) -> None:
         options, accelerator = self.options, self.accelerator
         parameters = [p for p in self.network.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = [{"params": parameters, "weight_decay": 0.0}]
+        if options.weight_decay:
+            groups = [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=options.learning_rate,
@@ -727,6 +736,11 @@ class TrainingRun:
             num_training_steps=self.max_steps,
         )
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+        self._is_plain = accelerator.scaler is None and accelerator.distributed_type in plain
+        if self._is_plain:
+            self.optimizer = optimizer  # Accelerate's wrapper does nothing here but search for packages at each step
         accelerator.register_for_checkpointing(self.schedule)
         self.average = None
         if options.average_decay:
@@ -865,6 +879,12 @@ class TrainingRun:
         """A context for forward and backward: processes exchange gradients only in the last batch of a step."""
         return contextlib.nullcontext() if batch.is_last else self.accelerator.no_sync(self.model)
 
+    def backward(self, loss: torch.Tensor, batch: Batch) -> None:
+        """`accelerator.backward` of this process's share of the loss of an optimizer step."""
+        if batch.weight != 1.0:
+            loss = loss * batch.weight
+        loss.backward() if self._is_plain else self.accelerator.backward(loss)
+
     def record(self, output: dict[str, torch.Tensor], batch: Batch) -> None:
         """Keep the loss and its parts for the next log line. They stay on the device: nothing waits for them here."""
         terms = loss_terms(output)
@@ -881,7 +901,8 @@ class TrainingRun:
     def clip_gradients(self) -> None:
         """Scale gradients to a norm of at most `max_grad_norm`."""
         if self.options.max_grad_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)
+            clip = torch.nn.utils.clip_grad_norm_ if self._is_plain else self.accelerator.clip_grad_norm_
+            clip(self._parameters, self.options.max_grad_norm)
 
     def update_average(self) -> None:
         """Take the weights after this optimizer step into their moving average."""

@@ -166,7 +166,6 @@ def test_flags_of_the_model_are_those_of_its_configuration():
         (["--architecture", "mlp"], "has no grid of latents to quantise"),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id"),
         (["--resume_from_checkpoint", "latest", "--overwrite_output_dir"], "give one of them"),
-        (["--model_name_or_path", "x", "--hidden_sizes", "8"], "leave out --hidden_sizes"),
         (["--recipe", "nowhere.yaml"], "recipe nowhere.yaml cannot be read"),
     ],
 )
@@ -358,11 +357,10 @@ def test_code_usage_is_that_of_the_whole_split(finished):
 )
 def test_resume_is_exact_wherever_it_was_killed(variant, where, count, finished, tmp_path, monkeypatch):
     from accelerate import Accelerator
-    from accelerate.optimizer import AcceleratedOptimizer
 
     with monkeypatch.context() as patch:
         if where == "step":
-            kill_at(patch, AcceleratedOptimizer, "step", count)
+            kill_at(patch, TrainingRun, "update_average", count)
         elif where == "save_state":
             kill_at(patch, Accelerator, "save_state", count, after=True)
         elif where == "_put_in_place":
@@ -382,13 +380,11 @@ def test_resume_is_exact_wherever_it_was_killed(variant, where, count, finished,
 
 def test_resume_across_epochs_with_accumulation(tmp_path, monkeypatch):
     """Steps of three batches, twelve batches an epoch: positions within an epoch, at its end, and in the next one."""
-    from accelerate.optimizer import AcceleratedOptimizer
-
     flags = ["--batch_size", "96", "--gradient_accumulation_steps", "5", "--logging_steps", "4"]
     reference = train("vae", tmp_path / "reference", *flags)
     for count in (4, 7):
         with monkeypatch.context() as patch:
-            kill_at(patch, AcceleratedOptimizer, "step", count)
+            kill_at(patch, TrainingRun, "update_average", count)
             with pytest.raises(Killed):
                 train("vae", tmp_path / str(count), *flags)
         train("vae", tmp_path / str(count), *flags, "--resume_from_checkpoint", "latest")
@@ -397,9 +393,7 @@ def test_resume_across_epochs_with_accumulation(tmp_path, monkeypatch):
 
 
 def test_damaged_checkpoints_are_passed_over(finished, tmp_path, monkeypatch, capsys):
-    from accelerate.optimizer import AcceleratedOptimizer
-
-    kill_at(monkeypatch, AcceleratedOptimizer, "step", 8)
+    kill_at(monkeypatch, TrainingRun, "update_average", 8)
     with pytest.raises(Killed):
         train("vqvae", tmp_path, "--average_decay", "0.9")
     monkeypatch.undo()
@@ -461,17 +455,14 @@ def test_overwrite_starts_anew_and_leaves_other_files_alone(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_the_run(number, finished, tmp_path, monkeypatch):
-    from accelerate.optimizer import AcceleratedOptimizer
+    original, handler = TrainingRun.clip_gradients, signal.getsignal(number)
 
-    original, handler, calls = AcceleratedOptimizer.step, signal.getsignal(number), []
-
-    def step(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:
+    def clip_gradients(self):
+        if self.step == 5:
             os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
+        original(self)
 
-    monkeypatch.setattr(AcceleratedOptimizer, "step", step)
+    monkeypatch.setattr(TrainingRun, "clip_gradients", clip_gradients)
     with pytest.raises(SystemExit) as end:
         train("vae", tmp_path, "--average_decay", "0.9")
     assert end.value.code == 128 + number and signal.getsignal(number) == handler
@@ -581,13 +572,11 @@ def test_bf16(tmp_path):
 
 
 def test_streaming(tmp_path, monkeypatch):
-    from accelerate.optimizer import AcceleratedOptimizer
-
     flags = ["--streaming", "--batch_size", "256", "--max_streamed_images", "100"]
     reference = train("vae", tmp_path / "reference", *flags)
     assert metrics(reference)[-1]["epoch"] == 2.0
     with monkeypatch.context() as patch:
-        kill_at(patch, AcceleratedOptimizer, "step", 7)
+        kill_at(patch, TrainingRun, "update_average", 7)
         with pytest.raises(Killed):
             train("vae", tmp_path / "killed", *flags)
     train("vae", tmp_path / "killed", *flags, "--resume_from_checkpoint", "latest")
@@ -600,9 +589,17 @@ def test_streaming(tmp_path, monkeypatch):
 def test_training_goes_on_from_other_weights(finished, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     flags = [*QUICK, "--model_name_or_path", str(finished["vae"] / "final"), "--max_steps", "1", "--eval_steps", "1"]
-    script("vae").main([*flags, "--output_dir", str(tmp_path), "--learning_rate", "1e-9"])
+    changed = ["--learning_rate", "1e-9", "--num_posterior_samples", "3"]
+    script("vae").main([*flags, "--output_dir", str(tmp_path), *changed])
     for name, tensor in weights(finished["vae"]).items():
         torch.testing.assert_close(weights(tmp_path)[name], tensor, rtol=0, atol=1e-6)
+    config = json.loads((tmp_path / "final" / "config.json").read_text())
+    assert config["num_posterior_samples"] == 3 and config["beta"] == 1.0  # what was given, and what was there
+    arguments = parse_arguments(
+        "hfae_vae", "", [*flags, "--latent_size", "5", "--output_dir", str(tmp_path / "misfit")]
+    )
+    with pytest.raises(TrainingError, match="do not fit the model flags given"):
+        TrainingRun(arguments)
 
 
 def test_unreadable_images(tmp_path):

@@ -27,10 +27,10 @@ SHORT = [*TINY, *"--batch_size 48 --max_steps 24 --logging_steps 2 --eval_steps 
 KILLER = """
 import os, runpy, signal, sys
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
+from hf_autoencoders.training_run import TrainingRun
 
 where, count, rank = sys.argv.pop(1), int(sys.argv.pop(1)), sys.argv.pop(1)
-owner, name = {"step": (AcceleratedOptimizer, "step"), "checkpoint": (Accelerator, "save_state")}[where]
+owner, name = {"step": (TrainingRun, "update_average"), "checkpoint": (Accelerator, "save_state")}[where]
 original, calls = getattr(owner, name), []
 
 def deadly(self, *args, **kwargs):

@@ -49,12 +49,12 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
 
 
 def train(run: TrainingRun) -> None:
-    accelerator, model, optimizer, schedule = run.accelerator, run.model, run.optimizer, run.schedule
+    model, optimizer, schedule = run.model, run.optimizer, run.schedule
     for batches in run.steps():
         for batch in batches:  # more than one with --gradient_accumulation_steps
             with run.gradient_sync(batch):
                 output = model(**inputs(run, batch))
-                accelerator.backward(output.loss * batch.weight)
+                run.backward(output.loss, batch)
             run.record(output, batch)
         run.clip_gradients()
         optimizer.step()
