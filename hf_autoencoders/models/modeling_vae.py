@@ -52,27 +52,33 @@ class VAEModel(PreTrainedAutoencoder):
         self.decoder = VectorDecoder(config, config.latent_size)
         self.output_scale = None if config.likelihood == "bernoulli" else LearnedScale(config.num_channels)
         self.training_steps = TrainingStepCounter()
+        # reading a configuration and asking a model for its dtype cost as much as a layer of a small network
+        self.likelihood, self.input_shape, self.latent_shape = (
+            config.likelihood,
+            config.input_shape,
+            config.latent_shape,
+        )
         self.post_init()
 
     def _posterior(self, pixel_values: torch.Tensor):
-        check_pixel_values(pixel_values, self.config.input_shape)
-        outputs, hidden_states = self.encoder(pixel_values.to(self.dtype))
+        check_pixel_values(pixel_values, self.input_shape)
+        outputs, hidden_states = self.encoder(pixel_values.to(self.encoder.output.weight.dtype))
         mean, log_variance = outputs.chunk(2, dim=1)
         # exp() of anything beyond is 0 or infinite in float32, and a gradient of infinity ends the training
         return mean, log_variance.float().clamp(-30.0, 20.0), hidden_states
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Parameters of p(x|z): logits for the Bernoulli likelihood, means otherwise."""
-        check_latents(latents, self.config.latent_shape)
-        return self.decoder(latents.to(self.dtype))
+        check_latents(latents, self.latent_shape)
+        return self.decoder(latents.to(self.decoder.input.weight.dtype))
 
     def _mean_image(self, parameters: torch.Tensor) -> torch.Tensor:
-        return parameters.sigmoid() if self.config.likelihood == "bernoulli" else parameters
+        return parameters.sigmoid() if self.likelihood == "bernoulli" else parameters
 
     def _log_likelihood(self, parameters: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        if self.config.likelihood == "bernoulli":
+        if self.likelihood == "bernoulli":
             return bernoulli_log_likelihood(parameters, pixel_values)
-        if self.config.likelihood == "gaussian":
+        if self.likelihood == "gaussian":
             return gaussian_log_likelihood(parameters, self.output_scale(), pixel_values)
         return discretized_logistic_log_likelihood(parameters, self.output_scale(), pixel_values)
 
@@ -163,18 +169,20 @@ class VAEModel(PreTrainedAutoencoder):
             return_loss (`bool`, *optional*, defaults to `True`): also compute the losses.
             output_hidden_states (`bool`, *optional*): also return the output of each level of the encoder.
         """
+        config = self.config
         mean, log_variance, hidden_states = self._posterior(pixel_values)
         if epsilon is None and self.training:
-            epsilon = torch.randn(len(mean), self.config.num_posterior_samples, mean.shape[1], device=mean.device)
-        if epsilon is None:
-            num_samples, latents = 1, mean
-        else:
-            epsilon = epsilon.unsqueeze(1) if epsilon.ndim == 2 else epsilon
-            num_samples = epsilon.shape[1]
-            check_latents(epsilon.flatten(0, 1), self.config.latent_shape)
-            standard_deviation = torch.exp(0.5 * log_variance).unsqueeze(1)
-            latents = (mean.float().unsqueeze(1) + standard_deviation * epsilon).to(mean.dtype).flatten(0, 1)
-        parameters = self._decode(latents)  # of all samples, those of one image side by side
+            epsilon = torch.randn(len(mean), config.num_posterior_samples, mean.shape[1], device=mean.device)
+        latents, num_samples = mean, 1
+        if epsilon is not None:  # the samples of one image side by side: (batch_size * num_samples, latent_size)
+            if epsilon.ndim == 3:
+                num_samples, epsilon = epsilon.shape[1], epsilon.flatten(0, 1)
+            check_latents(epsilon, self.latent_shape)
+            location, scale = mean.float(), torch.exp(0.5 * log_variance)
+            if num_samples > 1:
+                location, scale = (t.repeat_interleave(num_samples, dim=0) for t in (location, scale))
+            latents = (location + scale * epsilon).to(mean.dtype)
+        parameters = self._decode(latents)
 
         loss = reconstruction_loss = kl_loss = None
         if return_loss:
@@ -183,19 +191,21 @@ class VAEModel(PreTrainedAutoencoder):
             log_likelihood = self._log_likelihood(parameters, targets)
             reconstruction_loss = -log_likelihood.mean()
             kl_loss = kl.sum(1).mean()
-            kl_weight = self.config.beta
-            if self.config.kl_warmup_steps and self.training:
-                kl_weight = kl_weight * (self.training_steps() / self.config.kl_warmup_steps).clamp(max=1.0)
+            kl_weight, kl_warmup_steps = config.beta, config.kl_warmup_steps
+            if kl_warmup_steps and self.training:
+                kl_weight = kl_weight * (self.training_steps() / kl_warmup_steps).clamp(max=1.0)
             if num_samples == 1:
-                charged = sum_with_free_bits(kl, self.config.free_bits) if self.config.free_bits else kl_loss
-                loss = reconstruction_loss + kl_weight * charged
+                free_bits = config.free_bits
+                loss = reconstruction_loss + kl_weight * (sum_with_free_bits(kl, free_bits) if free_bits else kl_loss)
             else:
-                log_ratio = gaussian_log_ratio(latents.unflatten(0, (-1, num_samples)), epsilon, log_variance)
+                samples, noise = (t.unflatten(0, (-1, num_samples)) for t in (latents, epsilon))
+                log_ratio = gaussian_log_ratio(samples, noise, log_variance)
                 log_weights = log_likelihood.unflatten(0, (-1, num_samples)) + kl_weight * log_ratio
                 loss = math.log(num_samples) - log_weights.logsumexp(1).mean()
-        latents, parameters = latents[::num_samples], parameters[::num_samples]
+        if num_samples > 1:
+            latents, parameters = latents[::num_samples], parameters[::num_samples]
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = config.output_hidden_states
         return VAEOutput(
             latents=latents,
             reconstruction=self._mean_image(parameters),
