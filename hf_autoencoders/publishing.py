@@ -394,7 +394,7 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         pipeline_tag="image-classification" if auto_class != "AutoModel" else "image-feature-extraction",
         tags=sorted({"hf_autoencoders", "autoencoder", variant.name, config.model_type, *tags, *_card_tags(folder)}),
         **({"model_name": name, "eval_results": results} if (results := _eval_results(metrics)) else {}),
-        **({"datasets": [_corpus(metrics, run)["name"]]} if _is_hub_id(_corpus(metrics, run).get("name", "")) else {}),
+        **({"datasets": [_corpus(metrics, run)["name"]]} if _is_from_hub(_corpus(metrics, run)) else {}),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{CARD_MARK}\n\n{body.strip()}\n")
 
@@ -402,11 +402,17 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
 def _corpus(metrics: Mapping, run: Mapping) -> dict:
     """What is known of the corpus: `name`, maybe `config_name`, `revision`, `split`, `rows`."""
     arguments = run.get("arguments") or {}
-    return dict(metrics.get("corpus") or ({"name": arguments["dataset"]} if arguments.get("dataset") else {}))
+    of_run = {"name": arguments.get("dataset"), "revision": arguments.get("dataset_revision")}
+    return dict(metrics.get("corpus") or {name: value for name, value in of_run.items() if value})
 
 
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
+def _is_from_hub(corpus: Mapping) -> bool:
+    """Whether it is known to be a dataset of the Hub: `data/mnist` may be a folder where the model was trained.
+
+    Only a dataset of the Hub has a revision, so one whose revision was not recorded is named, but not linked.
+    """
+    looks_alike = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", corpus.get("name", ""))
+    return bool(corpus.get("revision") and looks_alike and not Path(corpus["name"]).exists())
 
 
 def _eval_results(metrics: Mapping) -> list[EvalResult]:
@@ -418,7 +424,7 @@ def _eval_results(metrics: Mapping) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=accuracy.get(name, "image-feature-extraction"),
-            dataset_type=corpus["name"],
+            dataset_type=corpus["name"] if _is_from_hub(corpus) else Path(corpus["name"]).name,
             dataset_name=Path(corpus["name"]).name,
             dataset_config=corpus.get("config_name"),
             dataset_split=corpus.get("split"),

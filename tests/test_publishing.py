@@ -356,10 +356,25 @@ def test_card_is_written_again_until_somebody_edits_it(folder):
 def test_corpus_of_the_hub_is_linked_and_a_local_one_is_not(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "mine").mkdir(parents=True)
-    for name, datasets in (("ylecun/mnist", ["ylecun/mnist"]), ("data/mine", None), ("/data/mnist", None)):
-        edit_json(folder / "metrics.json", corpus={"name": name, "split": "test", "config_name": "plain"})
-        assert render_card(folder, "model").data.datasets == datasets
-        assert f"corpus `{name}`, configuration `plain`, test split" in render_card(folder, "model").text
+    for name, revision, linked in (
+        ("ylecun/mnist", "main", True),
+        ("data/mnist", None, False),  # no such folder here, but there may have been one where the model was trained
+        ("data/mine", "main", False),  # a folder, which has no revisions
+        ("/data/mnist", "main", False),
+    ):
+        corpus = {"name": name, "split": "test", "config_name": "plain", "revision": revision}
+        edit_json(folder / "metrics.json", corpus=corpus)
+        card = render_card(folder, "model")
+        assert card.data.datasets == ([name] if linked else None)
+        assert {result.dataset_type for result in card.data.eval_results} == {name if linked else name.split("/")[-1]}
+        assert f"corpus `{name}`, configuration `plain`, test split" in card.text
+
+
+def test_card_names_the_bound_that_was_trained(tmp_path):
+    for samples, bound in ((1, "negative evidence lower bound in nats"), (5, "of 5 posterior samples, in nats")):
+        folder = save_for_hub(tiny_model("hfae_vae", num_posterior_samples=samples), tmp_path / str(samples))
+        text = (folder / "README.md").read_text()
+        assert bound in text and ("burda2016importance" in text) == (samples > 1)
 
 
 def test_templates_come_with_the_installed_package(root, tmp_path, monkeypatch):
