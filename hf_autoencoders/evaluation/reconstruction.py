@@ -84,7 +84,7 @@ def why_no_ssim(size: tuple[int, int]) -> str | None:
             f"images of {size[0]} x {size[1]} are smaller than one window"
         )
     if not has_torchmetrics():
-        return 'SSIM is computed by torchmetrics, which is not installed: pip install "hf-autoencoders[metrics]"'
+        return "SSIM is computed by torchmetrics, which is not installed: pip install torchmetrics"
     return None
 
 
