@@ -44,8 +44,17 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import DistributedType, gather_object, set_seed
-from huggingface_hub.errors import StrictDataclassError
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, LoggerType, gather_object, parse_flag_from_env, set_seed
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
+from huggingface_hub.utils import validate_repo_id
 from PIL import ImageOps
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, PreTrainedConfig, get_scheduler
@@ -155,8 +164,10 @@ class RunArguments:
     )
     eval_batch_size: int = _option(256, "Images of one evaluation pass, over all processes together.")
     early_stopping_patience: int | None = _option(None, "Stop after this many evaluations without improvement.")
-    early_stopping_threshold: float = _option(0.0, "Least decrease of the metric that counts as improvement.")
-    metric_for_best_model: str = _option("loss", "Evaluation metric that decides which model is best; lower is better.")
+    early_stopping_threshold: float = _option(0.0, "Least change of the metric that counts as improvement.")
+    metric_for_best_model: str = _option(
+        "loss", "Evaluation metric that decides which model is best: a loss, or another number the script reports."
+    )
     final_weights: Literal["last", "best"] = _option(
         "last", "Weights that become `final`: of the last step or the best."
     )
@@ -197,10 +208,15 @@ class Arguments:
     extra: Any  # the script's own arguments, an instance of the class it gave
     explicit: set[str]  # names given on the command line or in the recipe
     command: str
+    higher_is_better: frozenset[str] = frozenset()  # evaluation metrics of which more is better; of all others, less
 
 
 def parse_arguments(
-    model_type: str, description: str, argv: Sequence[str] | None = None, extra: type | None = None
+    model_type: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    extra: type | None = None,
+    higher_is_better: Sequence[str] = (),
 ) -> Arguments:
     """The command line of a training script: flags of the corpus, the run, the model's configuration and `--recipe`.
 
@@ -209,9 +225,11 @@ def parse_arguments(
         description: text above the flags in `--help`.
         argv: the command line without the program; `sys.argv[1:]` when not given.
         extra: dataclass of flags that this script alone has.
+        higher_is_better: metrics that the script's evaluation adds to the losses of the model, of which more is better.
 
     Raises:
-        SystemExit: with code 2 and a message, for unknown flags or recipe keys and for values that are not allowed.
+        SystemExit: with code 2 and a message, for unknown flags or recipe keys, for values that are not allowed, and
+            for flags that would have no effect.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     variant = VARIANTS[model_type]
@@ -243,7 +261,10 @@ def parse_arguments(
     model_fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     if isinstance(model_fields.get("image_size"), list) and len(model_fields["image_size"]) == 1:
         model_fields["image_size"] = model_fields["image_size"][0]
-    _check_arguments(run, parser)
+    _check_arguments(corpus, run, parser)
+    metrics = [*_losses(variant.model_class()), *higher_is_better]
+    if run.metric_for_best_model not in metrics:
+        parser.error("--metric_for_best_model: " + _unknown("metric", run.metric_for_best_model, metrics, metrics))
     try:
         config_class(**model_fields)
     except (StrictDataclassError, ValueError) as error:
@@ -251,7 +272,8 @@ def parse_arguments(
     script = Path(sys.argv[0])
     launched = ["training/" + script.name] if script.parent.name == "training" else [str(script)]
     command = shlex.join(["accelerate", "launch", *launched, *argv])
-    return Arguments(variant, corpus, run, model_fields, rest[0] if extra else None, explicit, command)
+    rest = rest[0] if extra else None
+    return Arguments(variant, corpus, run, model_fields, rest, explicit, command, frozenset(higher_is_better))
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -329,9 +351,16 @@ def _refuse_unknown(parser: HfArgumentParser, argv: list[str]) -> list[str]:
     return argv
 
 
-def _unknown(kind: str, word: str, known: Sequence[str]) -> str:
+def _unknown(kind: str, word: str, known: Sequence[str], listed: Sequence[str] = ()) -> str:
     close = difflib.get_close_matches(word, known, n=2)
-    return f"unknown {kind} {word}" + (f" (did you mean {' or '.join(close)}?)" if close else ", see --help")
+    where = f", there are {', '.join(listed)}" if listed else ", see --help"
+    return f"unknown {kind} {word}" + (f" (did you mean {' or '.join(close)}?)" if close else where)
+
+
+def _losses(model_class: type) -> list[str]:
+    """The scalars among the outputs of a model."""
+    output_class = inspect.signature(model_class.forward).return_annotation
+    return [f.name for f in dataclasses.fields(output_class) if f.name.split("_")[-1] == "loss"]
 
 
 def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -> list[str]:
@@ -355,7 +384,7 @@ def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -
     return flags
 
 
-def _check_arguments(run: RunArguments, parser: HfArgumentParser) -> None:
+def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgumentParser) -> None:
     smallest = {
         "batch_size": 1,
         "eval_batch_size": 1,
@@ -372,6 +401,8 @@ def _check_arguments(run: RunArguments, parser: HfArgumentParser) -> None:
         "weight_decay": 0,
         "seed": 0,
     }
+    if corpus.max_streamed_images < 1:
+        parser.error(f"--max_streamed_images: expected at least 1, got {corpus.max_streamed_images}")
     for name, least in smallest.items():
         value = getattr(run, name)
         if value is not None and not value >= least:
@@ -384,8 +415,28 @@ def _check_arguments(run: RunArguments, parser: HfArgumentParser) -> None:
             parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {getattr(run, name)}")
     if run.push_to_hub and not run.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORGANISATION/NAME")
+    if run.push_to_hub:
+        try:
+            validate_repo_id(run.hub_model_id)
+        except HFValidationError as error:
+            parser.error(f"--hub_model_id: {error}")
     if run.resume_from_checkpoint and run.overwrite_output_dir:
         parser.error("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
+    if run.eval_steps == 0:
+        if run.final_weights == "best":
+            parser.error("--final_weights best needs evaluations to find the best: --eval_steps 0 has none")
+        if run.early_stopping_patience:
+            parser.error("--early_stopping_patience counts evaluations: --eval_steps 0 has none")
+    on_cpu = run.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if run.mixed_precision == "fp16" and on_cpu:
+        parser.error("--mixed_precision fp16 does not work on the CPU: use bf16")
+    trackers, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
+    for name in run.report_to:
+        if name not in trackers:
+            parser.error("--report_to: " + _unknown("tracker", name, trackers, trackers))
+        if name not in ["all", *installed]:
+            package = name.replace("_", "-")
+            parser.error(f"--report_to {name} needs a package that is not installed: pip install {package}")
 
 
 # -------------------------------------------------------------------------------------------------------- the batches
@@ -552,8 +603,12 @@ class TrainingRun:
         )
         self.is_main = self.accelerator.is_main_process
         self.device = self.accelerator.device
+        if self.accelerator.mixed_precision == "fp16" and self.device.type == "cpu":  # by `accelerate config`
+            raise TrainingError("fp16 does not work on the CPU: give --mixed_precision bf16, or no")
         if self.accelerator.distributed_type == DistributedType.FSDP and options.average_decay:
             raise TrainingError("--average_decay does not work with FSDP, whose processes hold pieces of the weights")
+        if options.push_to_hub and self.is_main:
+            _check_right_to_push(options.hub_model_id)
         checkpoint = self._claim_output_dir()
         logging.disable_progress_bar()  # the run has its own
         set_seed(options.seed, deterministic=options.deterministic)
@@ -890,6 +945,9 @@ class TrainingRun:
         terms = loss_terms(output)
         if not self._term_names:
             self._term_names = list(terms)
+            metric = self.options.metric_for_best_model
+            if self.eval_steps and metric not in {*terms, *self.arguments.higher_is_better}:
+                raise TrainingError(f"--metric_for_best_model {metric}: this model has {', '.join(terms)}")
         row = torch.stack([terms[name].float() for name in self._term_names])
         share = batch.weight / self.accelerator.num_processes
         if share != 1.0:
@@ -1033,7 +1091,8 @@ class TrainingRun:
         name, patience = self.options.metric_for_best_model, self.options.early_stopping_patience
         if name not in metrics:
             raise TrainingError(f"--metric_for_best_model {name}: the evaluation has {', '.join(metrics)}")
-        if self.best is None or metrics[name] < self.best["value"] - self.options.early_stopping_threshold:
+        sign = -1 if name in self.arguments.higher_is_better else 1
+        if self.best is None or sign * (metrics[name] - self.best["value"]) < -self.options.early_stopping_threshold:
             self.best = {"step": self.step, "metric": name, "value": metrics[name]}
             self.evaluations_without_improvement = 0
             self._check_weights()
@@ -1228,6 +1287,31 @@ def _as_training_error() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise TrainingError(str(error)) from error
+
+
+def _check_right_to_push(repo_id: str) -> None:
+    """Refuse to train what could not be published, as far as the token tells."""
+    wanted = f"--push_to_hub to {repo_id}"
+    try:
+        user = HfApi().whoami()
+    except LocalTokenNotFoundError as error:
+        raise TrainingError(f"{wanted} needs a token of the Hub: run `hf auth login`, or set HF_TOKEN") from error
+    except OfflineModeIsEnabled as error:
+        raise TrainingError(f"{wanted} needs the Hub, but HF_HUB_OFFLINE is set") from error
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            message = "the Hub does not know the token; run `hf auth login`, or set HF_TOKEN"
+        else:
+            message = f"the Hub does not say whose token this is: {error}"
+        raise TrainingError(f"{wanted}: {message}") from error
+    except Exception as error:  # of a connection: whatever the client's HTTP library raises
+        raise TrainingError(f"{wanted}: the Hub cannot be reached: {error}") from error
+    roles = {user["name"]: None} | {org["name"]: org.get("roleInOrg") for org in user.get("orgs", [])}
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise TrainingError(f"{wanted}: the token of {user['name']} may only read; make one that may write")
+    owner = repo_id.split("/")[0] if "/" in repo_id else user["name"]
+    if owner not in roles or roles[owner] == "read":
+        raise TrainingError(f"{wanted}: {user['name']} has no right to write for {owner}")
 
 
 def _image_format(dataset, image_column: str | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file
 
 from hf_autoencoders import VARIANTS, training_run
@@ -167,10 +168,30 @@ def test_flags_of_the_model_are_those_of_its_configuration():
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id"),
         (["--resume_from_checkpoint", "latest", "--overwrite_output_dir"], "give one of them"),
         (["--recipe", "nowhere.yaml"], "recipe nowhere.yaml cannot be read"),
+        (["--final_weights", "best", "--eval_steps", "0"], "--final_weights best needs evaluations"),
+        (["--early_stopping_patience", "2", "--eval_steps", "0"], "--early_stopping_patience counts evaluations"),
+        (["--max_streamed_images", "0"], "--max_streamed_images: expected at least 1, got 0"),
+        (["--mixed_precision", "fp16", "--use_cpu"], "fp16 does not work on the CPU: use bf16"),
+        (["--report_to", "tensorbord"], "unknown tracker tensorbord (did you mean tensorboard?)"),
+        (["--metric_for_best_model", "losss"], "unknown metric losss (did you mean loss"),
+        (["--metric_for_best_model", "beauty"], "there are loss, reconstruction_loss, commitment_loss, codebook_loss"),
+        (["--push_to_hub", "--hub_model_id", "a/b/c"], "--hub_model_id: "),
     ],
 )
 def test_wrong_command_lines_are_refused(argv, message, capsys):
     assert message in refused(capsys, *argv)
+
+
+def test_trackers_that_are_not_installed_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    message = "--report_to comet_ml needs a package that is not installed: pip install comet-ml"
+    assert message in refused(capsys, "--report_to", "comet_ml")
+
+
+def test_fp16_by_accelerate_config_is_refused_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(TrainingError, match="fp16"):
+        train("vae", tmp_path)
 
 
 def test_recipe_gives_defaults_that_the_command_line_overrides(tmp_path):
@@ -519,12 +540,52 @@ def test_an_exploding_run_says_so(tmp_path):
         (["--batch_size", "2000"], "lower batch_size"),
         (["--dataset", "./nowhere"], "nowhere"),
         (["--image_column", "picture"], "has no column 'picture'"),
-        (["--metric_for_best_model", "beauty"], "--metric_for_best_model beauty: the evaluation has loss"),
     ],
 )
 def test_runs_that_cannot_be(flags, message, tmp_path):
     with pytest.raises(TrainingError, match=re.escape(message)):
         train("vae", tmp_path, *flags)
+
+
+def test_a_loss_that_this_model_lacks_ends_the_run_at_once(tmp_path):
+    with pytest.raises(TrainingError, match="--metric_for_best_model codebook_loss: this model has loss"):
+        train("vqvae", tmp_path, "--metric_for_best_model", "codebook_loss", "--eval_steps", "9")
+    assert not metrics(tmp_path) and not checkpoints(tmp_path)
+
+
+ALICE = {"name": "alice", "orgs": [{"name": "lab", "roleInOrg": "write"}, {"name": "club", "roleInOrg": "read"}]}
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "answer", "message"),
+    [
+        ("alice/digits", ALICE, None),
+        ("digits", ALICE, None),
+        ("lab/digits", ALICE, None),
+        ("club/digits", ALICE, "alice has no right to write for club"),
+        ("bob/digits", ALICE, "alice has no right to write for bob"),
+        ("alice/digits", ALICE | {"auth": {"accessToken": {"role": "read"}}}, "the token of alice may only read"),
+        ("alice/digits", LocalTokenNotFoundError("no token"), "needs a token of the Hub"),
+        ("alice/digits", OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
+        ("alice/digits", RuntimeError("no route"), "the Hub cannot be reached: no route"),
+    ],
+)
+def test_the_right_to_push_is_checked_before_anything_else(repo_id, answer, message, tmp_path, monkeypatch):
+    def whoami(self):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    class Reached(Exception):
+        pass
+
+    def claim(self):
+        raise Reached
+
+    monkeypatch.setattr(training_run.HfApi, "whoami", whoami)
+    monkeypatch.setattr(TrainingRun, "_claim_output_dir", claim)
+    with pytest.raises(TrainingError if message else Reached, match=message):
+        train("vae", tmp_path / "run", "--push_to_hub", "--hub_model_id", repo_id)
 
 
 # ----------------------------------------------------------------------------------------------------- ways of training
@@ -557,6 +618,13 @@ def test_early_stopping_and_best(tmp_path):
     train("vae", tmp_path, *flags, "--max_steps", "50", "--resume_from_checkpoint", "latest", "--save_steps", "20")
     assert checkpoints(folder) == [3] and metrics(folder)[-1]["step"] == 3  # still stopped
     assert_equal(weights(folder), load_file(folder / "checkpoints" / "step-00000003" / "model.safetensors"))
+
+
+def test_more_codes_in_use_are_better(tmp_path):
+    folder = train("vqvae", tmp_path, "--metric_for_best_model", "code_usage", "--eval_steps", "1")
+    values = [line["code_usage"] for line in metrics(folder, "validation")]
+    best = json.loads((folder / "best" / "best.json").read_text())
+    assert best["value"] == max(values) > min(values) and best["step"] == values.index(max(values)) + 1
 
 
 def test_evaluation_leaves_training_alone(tmp_path):

@@ -116,6 +116,9 @@ def test_recipe_and_publishing(script_env, tmp_path):
     with HubServer(tmp_path / "hub", [User("alice", "alice-token-0123456789")]) as hub:
         env = {**script_env, **hub.env("alice-token-0123456789", home=tmp_path / "home")}
         env |= {name: script_env[name] for name in ("PYTHONPATH", "ACCELERATE_USE_CPU")} | {"HF_HUB_OFFLINE": "0"}
+        refused = [sys.executable, script("vae"), *flags, *hub_flags]
+        output = run(refused, env | {"HF_TOKEN": "not-a-token"}, tmp_path, expect=1)
+        assert "the Hub does not know the token" in output and not (tmp_path / "run").exists()
         output = run([*LAUNCH, script("vae"), *flags, *hub_flags], env, tmp_path)
         repo = next(repo for repo in hub.repos.values() if repo.id == "alice/digits")
         files = set(repo.tree("main"))

@@ -16,6 +16,8 @@ To see that it runs, in a few seconds:
 from hf_autoencoders.evaluation.codes import CodeUsage
 from hf_autoencoders.training_run import TrainingRun, WeightedMeans, parse_arguments
 
+CODE_METRICS = ("code_usage", "code_perplexity")
+
 
 def evaluate(run: TrainingRun) -> dict[str, float]:
     """Loss and its parts, usage and perplexity of the codes over the whole validation split."""
@@ -26,8 +28,8 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
             means.add(output, len(batch))
             usage.update(output.codes)
     usage.counts = run.sum_over_processes(usage.counts)
-    code_metrics = {"code_usage": usage.usage().mean().item(), "code_perplexity": usage.perplexity().mean().item()}
-    return means.compute() | code_metrics
+    code_metrics = (usage.usage().mean().item(), usage.perplexity().mean().item())
+    return means.compute() | dict(zip(CODE_METRICS, code_metrics, strict=True))
 
 
 def train(run: TrainingRun) -> None:
@@ -53,7 +55,7 @@ def train(run: TrainingRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run = TrainingRun(parse_arguments("hfae_vqvae", __doc__, argv))
+    run = TrainingRun(parse_arguments("hfae_vqvae", __doc__, argv, higher_is_better=CODE_METRICS))
     train(run)
     run.finish()
 
