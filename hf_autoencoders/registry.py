@@ -141,6 +141,14 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
 
     yield f"{auto}.image_processing_auto", variant.processor, register_processor
 
+    def register_no_video_processor():
+        # A pipeline looks for every kind of processor. For a video processor it takes the name of our image processor
+        # in a saved folder, and would ask the user whether to run code for it, did it not find an entry of ours.
+        mapping = sys.modules[f"{auto}.video_processing_auto"].VIDEO_PROCESSOR_MAPPING
+        mapping.register(variant.config_class(), {"torchvision": None}, exist_ok=True)
+
+    yield f"{auto}.video_processing_auto", variant.config, register_no_video_processor
+
 
 class _AutoRegistration(importlib.abc.MetaPathFinder):
     """Registers the variants with each Auto class, and the pipelines, once transformers' module for these is imported.

@@ -185,3 +185,26 @@ def test_fields_that_do_not_fit_together_are_refused_when_a_model_is_built(tmp_p
     tiny.model("autoencoder-conv").save_pretrained(tmp_path)
     with pytest.raises(StrictDataclassError, match='latent_activation="sigmoid"'):
         AutoencoderModel.from_pretrained(tmp_path, sparsity="kl")
+
+
+def test_contractive_penalty_is_the_same_under_autocast():
+    model = tiny.model("autoencoder-conv", contractive_weight=0.1).train()
+    images = tiny.images(model.config)
+    perturbation = torch.randn_like(images)
+    exact = model(images, perturbation=perturbation).contractive_loss
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty = model(images, perturbation=perturbation).contractive_loss
+    torch.testing.assert_close(penalty, exact, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["noise", "perturbation"])
+def test_random_numbers_of_another_shape_are_refused(name):
+    model = tiny.model(tiny.FIRST["autoencoder"])
+    with pytest.raises(ValueError, match=f"{name} must have the shape of pixel_values"):
+        model(tiny.images(model.config), **{name: torch.ones(1, 1, 1, 1)})
+
+
+def test_a_classifiers_encoder_says_that_it_has_no_decoder():
+    classifier = AutoencoderForImageClassification(tiny.config(tiny.FIRST["autoencoder"]))
+    with pytest.raises(ValueError, match="was built without a decoder"):
+        classifier.autoencoder.decode(torch.zeros(2, classifier.config.latent_size))

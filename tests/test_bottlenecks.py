@@ -1,6 +1,10 @@
 """Quantisers: search, moving averages, revival, residual codes and FSQ, against the textbook and by hand."""
 
+import importlib
 import math
+import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from hf_autoencoders.models.bottlenecks import (
     VectorQuantizer,
     nearest_codes,
 )
+from hf_autoencoders.models.losses import bernoulli_sparsity, sum_with_free_bits
 
 
 class LargestTensor(TorchDispatchMode):
@@ -319,6 +324,26 @@ def test_fsq_gradient_is_that_of_the_bounding_function():
     torch.testing.assert_close(latents.grad, half_width * (1 - torch.tanh(inner) ** 2) / (levels // 2))
 
 
+def test_two_copies_of_the_code_in_one_process():
+    """As when two models are loaded with remote code: each copy has operators of its own."""
+    copies = []
+    for name in ("copied_one", "copied_two"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(bottlenecks.__file__).parent)]
+        sys.modules[name] = package
+        copies.append(importlib.import_module(f"{name}.bottlenecks"))
+    vectors = torch.randn(40, 4)
+    results = []
+    for module in (bottlenecks, *copies):
+        quantizer = module.VectorQuantizer(8, 4)
+        state = [quantizer.codebook, quantizer.usage, quantizer.sums, quantizer.num_updates]
+        codes, _ = module.quantize_and_update(vectors, *state, 0.9, 0.05, 5, False, True)
+        results.append((codes, quantizer.codebook))
+    assert len({module.OPERATORS for module in (bottlenecks, *copies)}) == 3
+    for codes, codebook in results[1:]:
+        assert torch.equal(codes, results[0][0]) and torch.equal(codebook, results[0][1])
+
+
 # ---- several processes
 
 
@@ -334,13 +359,20 @@ def quantize_part(rank, folder, sizes, kwargs, steps):
         batch = clusters(sum(sizes), centres + 0.5 * step, spread=0.3, seed=step)
         start = sum(sizes[:rank])
         codes.append(quantizer(batch[start : start + sizes[rank]], update=True)[1])
-    torch.save({"state": quantizer.state_dict(), "codes": codes}, f"{folder}/{len(sizes)}-{rank}.pt")
+    # terms that are not linear in the mean over the batch: 30 rows a process, or 60 in one
+    rows = clusters(60, centres, spread=0.3, seed=99)[30 * rank : 30 * rank + 60 // len(sizes)]
+    weight = torch.ones(4, requires_grad=True)
+    kl, activations = (rows * weight).square(), torch.sigmoid(rows * weight)
+    (sum_with_free_bits(kl, 2.5, training=True) + bernoulli_sparsity(activations, 0.1, training=True)).backward()
+    torch.save(
+        {"state": quantizer.state_dict(), "codes": codes, "grad": weight.grad}, f"{folder}/{len(sizes)}-{rank}.pt"
+    )
     if len(sizes) > 1:
         dist.destroy_process_group()
 
 
-def test_two_processes_learn_the_codebook_of_one(tmp_path):
-    """Unequal shares of the batch; k-means start and revivals included."""
+def test_two_processes_learn_what_one_does(tmp_path):
+    """Codebooks on unequal shares of the batch, k-means start and revivals included; and terms of the batch mean."""
     kwargs = {"num_codebooks": 2, "codebook_size": 16, "embedding_dim": 4, "decay": 0.7, "dead_code_threshold": 0.3}
     steps, sizes = 6, (70, 30)
     torch.multiprocessing.spawn(quantize_part, (str(tmp_path), sizes, kwargs, steps), nprocs=2)
@@ -351,6 +383,8 @@ def test_two_processes_learn_the_codebook_of_one(tmp_path):
         torch.testing.assert_close(first["state"][key], value, rtol=1e-4, atol=1e-5)
     for one, other, whole in zip(first["codes"], second["codes"], alone["codes"], strict=True):
         assert torch.equal(torch.cat([one, other]), whole)
+    torch.testing.assert_close((first["grad"] + second["grad"]) / 2, alone["grad"])  # as DistributedDataParallel does
+    assert not torch.allclose(first["grad"], second["grad"], rtol=1e-2)
     without = ResidualVectorQuantizer(**{**kwargs, "dead_code_threshold": 0})  # so revivals did happen
     centres = torch.randn(24, 4, generator=torch.Generator().manual_seed(9)) * 2
     for step in range(steps):

@@ -41,6 +41,16 @@ def folders(tmp_path_factory):
     return {name: str(folder / name) for name in models}
 
 
+@pytest.fixture(autouse=True)
+def no_questions(monkeypatch):
+    """With the package imported nobody is asked whether to run the code that lies beside the weights."""
+
+    def ask(prompt=""):
+        raise AssertionError(f"asked: {prompt}")
+
+    monkeypatch.setattr("builtins.input", ask)
+
+
 @pytest.fixture
 def images():
     generator = np.random.default_rng(0)

@@ -206,3 +206,39 @@ def test_output_scale_is_learned_with_the_rest(likelihood):
 def test_nonsense_is_refused(fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         VAEConfig(**fields)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_importance_weighted_bound(likelihood):
+    """Burda et al. 2016, equation 8, written out with torch.distributions."""
+    model = tiny.model("vae-bernoulli", likelihood=likelihood, beta=1.0)
+    images = tiny.images(model.config)
+    epsilon = torch.randn(len(images), 7, model.config.latent_size)
+    encoded = model.encode(images)
+    posterior = Normal(encoded.mean, (encoded.log_variance / 2).exp())
+    log_weights = []
+    for noise in epsilon.unbind(1):
+        latents = posterior.mean + posterior.stddev * noise
+        log_ratio = Normal(0.0, 1.0).log_prob(latents).sum(1) - posterior.log_prob(latents).sum(1)
+        log_weights.append(model.reconstruction_log_likelihood(images, latents) + log_ratio)
+    expected = -torch.stack(log_weights).logsumexp(0).mean() + torch.tensor(7.0).log()
+    outputs = model(images, epsilon=epsilon)
+    torch.testing.assert_close(outputs.loss, expected)
+    torch.testing.assert_close(outputs.latents, posterior.mean + posterior.stddev * epsilon[:, 0])
+    assert outputs.reconstruction.shape == images.shape
+    single = model(images, epsilon=epsilon[:, :1])
+    torch.testing.assert_close(single.loss, model(images, epsilon=epsilon[:, 0]).loss)
+    assert outputs.loss < -torch.stack(log_weights).mean()  # tighter than the bound of one sample (Jensen)
+
+
+def test_free_bits_do_not_fit_several_samples():
+    with pytest.raises(StrictDataclassError, match="use free_bits=0 with num_posterior_samples=3"):
+        VAEConfig(num_posterior_samples=3, free_bits=0.1)
+
+
+def test_noise_for_another_number_of_images_is_refused():
+    model = tiny.model("vae-bernoulli")
+    images = tiny.images(model.config)
+    for shape in ((1, model.config.latent_size), (1, 3, model.config.latent_size)):
+        with pytest.raises(ValueError, match="epsilon has noise for 1 images, but pixel_values holds"):
+            model(images, epsilon=torch.zeros(shape))

@@ -186,8 +186,8 @@ def test_numbers_of_codes_and_bits():
         ({"codebook_distance": "manhattan"}, "cosine"),
         ({"codebook_update": "adam"}, "gradient"),
         ({"codebook_size": 1}, "at least 2"),
-        ({"ema_decay": 1.5}, "from 0 to 1"),
-        ({"ema_decay": float("nan")}, "from 0 to 1"),
+        ({"ema_decay": 1}, "from 0 up to, but not including, 1"),
+        ({"ema_decay": float("nan")}, "from 0 up to, but not including, 1"),
         ({"dead_code_threshold": 2}, "from 0 to 1"),
         ({"kmeans_init": 1}, "kmeans_init"),
     ],
@@ -202,3 +202,31 @@ def test_fields_that_do_not_fit_together_are_refused_when_a_model_is_built(tmp_p
     tiny.model("vqvae-ema").save_pretrained(tmp_path)
     with pytest.raises(StrictDataclassError, match="no grid of latents"):
         VQVAEModel.from_pretrained(tmp_path, architecture="mlp")
+
+
+def test_cosine_codes_are_those_of_evaluation_also_with_a_gradient_codebook():
+    """An optimizer with weight decay moves entries off the sphere; the search must not see that."""
+    model = tiny.model("vqvae-cosine-gradient", kmeans_init=False).train()
+    images = tiny.images(model.config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=1.0)
+    for _ in range(10):
+        loss = model(images).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    codes = model(images).codes
+    assert torch.equal(model.eval()(images).codes, codes)
+    lengths = model.quantizer.quantizers[0].codebook.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_a_cast_model_keeps_its_codebook_in_float32_and_trains(update):
+    model = tiny.model("vqvae-ema", codebook_update=update)
+    before = copy.deepcopy(model.quantizer.state_dict())
+    model.bfloat16().train()
+    assert model.encoder.levels[0].conv.weight.dtype == torch.bfloat16
+    for name, tensor in model.quantizer.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, before[name]), name
+    model(tiny.images(model.config)).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())

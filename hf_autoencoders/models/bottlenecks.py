@@ -13,13 +13,19 @@ et al. 2024 (FSQ). Where it departs:
   backward pass from the codebook as it is after the update, which silently spoils the gradients.
 """
 
+import re
+
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from .losses import is_distributed
+
 # Entries of the block of distances that is held at once: it should stay in the cache of a CPU core.
 CPU_BLOCK, ACCELERATOR_BLOCK = 2**19, 2**26
+# Operators are global to a process, and every model from the Hub brings a copy of this file: each has its own.
+OPERATORS = re.sub(r"\W", "_", __name__)
 
 
 def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -29,7 +35,8 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
         vectors (`(N, D)`), codebook (`(K, D)`): float32.
 
     Returns:
-        `(N,)`, int64. Memory beyond the result is a block of distances of bounded size.
+        `(N,)`, int64. Memory beyond the result is a block of distances of bounded size (compiled for evaluation: the
+        whole N x K block, since a compiled graph has no loop of unknown length).
     """
     squared_norms = codebook.square().sum(1)
 
@@ -44,10 +51,6 @@ def nearest_codes(vectors: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     return torch.cat([search(block) for block in vectors.split(rows)])
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _random_indices(seed: torch.Tensor, count: int, total: int) -> torch.Tensor:
     """`count` indices in [0, total), a hash of `seed` and position (splitmix64; multiplication wraps around)."""
     bits = torch.arange(count, device=seed.device) + (seed.long() + 1) * 7919317
@@ -59,7 +62,7 @@ def _random_indices(seed: torch.Tensor, count: int, total: int) -> torch.Tensor:
 
 def _pick_vectors(vectors: torch.Tensor, seed: torch.Tensor, count: int) -> torch.Tensor:
     """`count` of the vectors of all processes, the same on each of them."""
-    if not _is_distributed():
+    if not is_distributed():
         return vectors[_random_indices(seed, count, len(vectors))]
     sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=vectors.device)
     sizes[dist.get_rank()] = len(vectors)
@@ -77,7 +80,7 @@ def _assign(vectors: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor
     codes = nearest_codes(vectors, codebook)
     counts = torch.bincount(codes, minlength=len(codebook)).to(vectors.dtype)
     sums = torch.zeros_like(codebook).index_add_(0, codes, vectors)
-    if _is_distributed():
+    if is_distributed():
         totals = torch.cat([counts.unsqueeze(1), sums], dim=1)
         dist.all_reduce(totals)
         counts, sums = totals[:, 0], totals[:, 1:]
@@ -110,6 +113,8 @@ def _quantize_and_update(
     def place(entries):
         return F.normalize(entries, dim=-1) if cosine else entries
 
+    if cosine:
+        codebook.copy_(place(codebook))  # an optimizer may have moved it off the sphere
     if kmeans_iterations and num_updates.item() == 0:
         codebook.copy_(_pick_vectors(vectors, num_updates, num_codes))
         for iteration in range(kmeans_iterations):
@@ -141,7 +146,7 @@ def _quantize_and_update(
 
 
 quantize_and_update = torch.library.custom_op(
-    "hf_autoencoders::quantize_and_update",
+    f"{OPERATORS}::quantize_and_update",
     _quantize_and_update,
     mutates_args=("codebook", "usage", "sums", "num_updates"),
 )
@@ -181,6 +186,7 @@ class VectorQuantizer(nn.Module):
         self.codebook_size, self.embedding_dim, self.seed = codebook_size, embedding_dim, seed
         self.codebook_update, self.cosine, self.decay = codebook_update, cosine, float(decay)
         self.dead_code_threshold, self.kmeans_init = float(dead_code_threshold), kmeans_init
+        self.has_started = False  # this process has seen that num_updates is not 0
         state = self.initial_state()
         if codebook_update == "gradient":
             self.codebook = nn.Parameter(state.pop("codebook"))
@@ -190,14 +196,24 @@ class VectorQuantizer(nn.Module):
     def initial_state(self) -> dict[str, torch.Tensor]:
         """The codebook and its statistics before training: entries N(0, 1/D), each of average use."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
-        codebook = torch.randn(self.codebook_size, self.embedding_dim, generator=generator, device="cpu")
+        shape = (self.codebook_size, self.embedding_dim)
+        codebook = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
         codebook = F.normalize(codebook, dim=-1) if self.cosine else codebook * self.embedding_dim**-0.5
         return {
             "codebook": codebook,
-            "usage": torch.ones(self.codebook_size, device="cpu"),
+            "usage": torch.ones(self.codebook_size, device="cpu", dtype=torch.float32),
             "sums": codebook.clone(),
-            "num_updates": torch.zeros((), device="cpu"),
+            "num_updates": torch.zeros((), device="cpu", dtype=torch.float32),
         }
+
+    def _apply(self, fn, recurse=True):
+        """Follow the model to another device, but stay float32 when it is cast (`.half()`, `.bfloat16()`)."""
+
+        def keep_float32(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_float32, recurse)
 
     def forward(
         self, vectors: torch.Tensor, update: bool
@@ -215,7 +231,10 @@ class VectorQuantizer(nn.Module):
         if self.cosine:
             vectors = F.normalize(vectors, dim=-1)
         if update:
-            step = quantize_and_update if torch.compiler.is_compiling() else _quantize_and_update
+            compiling = torch.compiler.is_compiling()
+            step = quantize_and_update if compiling else _quantize_and_update
+            # k-means looks at num_updates, for which a GPU has to be waited for: in the first step only
+            start = self.kmeans_init and (compiling or not self.has_started)
             with torch.no_grad():
                 codes, entries = step(
                     vectors.detach(),
@@ -225,10 +244,12 @@ class VectorQuantizer(nn.Module):
                     self.num_updates,
                     self.decay,
                     self.dead_code_threshold,
-                    self.kmeans_iterations if self.kmeans_init else 0,
+                    self.kmeans_iterations if start else 0,
                     self.cosine,
                     self.codebook_update == "ema",
                 )
+            if not compiling:
+                self.has_started = True
         else:
             with torch.no_grad():
                 codebook = self.codebook.float()

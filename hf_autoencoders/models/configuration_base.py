@@ -39,6 +39,16 @@ def in_range(minimum: float, maximum: float) -> Callable[[Any], None]:
     return check
 
 
+def from_zero_below(maximum: float) -> Callable[[Any], None]:
+    """A field validator: `0 <= value < maximum`."""
+
+    def check(value: Any) -> None:
+        if not 0 <= value < maximum:
+            raise ValueError(f"expected a number from 0 up to, but not including, {maximum}, got {value}")
+
+    return check
+
+
 def positive_image_size(value: Any) -> None:
     """A field validator: one positive integer, or (height, width)."""
     sizes = value if isinstance(value, (list, tuple)) else (value, value)

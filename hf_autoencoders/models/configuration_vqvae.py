@@ -5,7 +5,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from .configuration_base import ImageAutoencoderConfig, at_least, in_range
+from .configuration_base import ImageAutoencoderConfig, at_least, from_zero_below, in_range
 
 
 @strict
@@ -26,7 +26,8 @@ class VQVAEConfig(ImageAutoencoderConfig):
         fsq_levels (`tuple[int, ...]`, *optional*, defaults to `(8, 8, 8)`):
             Levels of each dimension (`"fsq"`); their product is the number of codes.
         codebook_update (`str`, *optional*, defaults to `"ema"`):
-            `"ema"` (exponential moving averages of the vectors assigned to an entry) or `"gradient"` (codebook loss).
+            `"ema"` (exponential moving averages of the vectors assigned to an entry) or `"gradient"` (codebook loss;
+            the optimizer keeps what it knew of an entry that is revived).
         codebook_distance (`str`, *optional*, defaults to `"euclidean"`):
             `"euclidean"` or `"cosine"` (vectors and entries are normalised to length 1; one codebook only).
         ema_decay (`float`, *optional*, defaults to 0.99):
@@ -52,7 +53,7 @@ class VQVAEConfig(ImageAutoencoderConfig):
     fsq_levels: list[int] | tuple[int, ...] = validated_field(at_least(2), default=(8, 8, 8))
     codebook_update: Literal["ema", "gradient"] = "ema"
     codebook_distance: Literal["euclidean", "cosine"] = "euclidean"
-    ema_decay: float = validated_field(in_range(0, 1), default=0.99)
+    ema_decay: float | int = validated_field(from_zero_below(1), default=0.99)
     commitment_cost: float | int = validated_field(at_least(0), default=0.25)
     codebook_cost: float | int = validated_field(at_least(0), default=1.0)
     kmeans_init: bool = True

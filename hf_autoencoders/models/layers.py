@@ -9,6 +9,7 @@ encoder's levels, so every image size comes back exactly.
 """
 
 import math
+import re
 from itertools import pairwise
 
 import torch
@@ -78,7 +79,9 @@ def _count_step(steps: torch.Tensor) -> torch.Tensor:
 
 
 # Opaque to torch.compile, which could otherwise read the count again in the backward pass, after it has moved on.
-count_step = torch.library.custom_op("hf_autoencoders::count_step", _count_step, mutates_args=("steps",))
+# Operators are global to a process, and every model from the Hub brings a copy of this file: each has its own.
+OPERATORS = re.sub(r"\W", "_", __name__)
+count_step = torch.library.custom_op(f"{OPERATORS}::count_step", _count_step, mutates_args=("steps",))
 
 
 @count_step.register_fake

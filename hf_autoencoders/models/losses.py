@@ -5,6 +5,7 @@ example, shape `(batch_size,)`. A model's `loss` is the mean over the batch.
 """
 
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
 
@@ -91,30 +92,51 @@ def gaussian_log_ratio(latents: torch.Tensor, epsilon: torch.Tensor, log_varianc
     return 0.5 * log_ratio.sum(-1)
 
 
-def sum_with_free_bits(kl: torch.Tensor, free_bits: float) -> torch.Tensor:
+def is_distributed() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def batch_mean(values: torch.Tensor, training: bool) -> torch.Tensor:
+    """Mean over the batch dimension; in training, over the batches of all processes.
+
+    For terms that are not linear in that mean: with it, two processes give the gradients of one. Gradients flow back to
+    the rows of every process. In evaluation the batch is this process's own, so that one may evaluate alone.
+    """
+    mean = values.mean(0)
+    if training and is_distributed():
+        from torch.distributed.nn.functional import all_reduce  # gradients go the same way back
+
+        mean = all_reduce(mean) / dist.get_world_size()
+    return mean
+
+
+def sum_with_free_bits(kl: torch.Tensor, free_bits: float, training: bool = False) -> torch.Tensor:
     """Sum over dimensions of max(batch mean of the KL, free_bits) (Kingma et al. 2016).
 
     Args:
         kl (`(batch_size, latent_size)`): nats per dimension.
         free_bits (`float`): nats per dimension that cost nothing; 0 gives the plain sum.
+        training (`bool`): whether the mean is over all processes, see [`batch_mean`].
 
     Returns:
         a scalar, nats per example.
     """
-    return kl.mean(0).clamp_min(free_bits).sum()
+    return batch_mean(kl, training).clamp_min(free_bits).sum()
 
 
-def bernoulli_sparsity(activations: torch.Tensor, target: float) -> torch.Tensor:
+def bernoulli_sparsity(activations: torch.Tensor, target: float, training: bool = False) -> torch.Tensor:
     """KL(target || mean activation) of Bernoulli variables, summed over the units (Ng 2011, Sparse autoencoder).
 
     Args:
         activations (`(batch_size, latent_size)`): in (0, 1).
         target (`float`): wanted mean activation of each unit.
+        training (`bool`): whether the mean is over all processes, see [`batch_mean`].
 
     Returns:
         a scalar, nats.
     """
-    mean = activations.float().mean(0).clamp(1e-6, 1 - 1e-6)
+    mean = batch_mean(activations.float(), training).clamp(1e-6, 1 - 1e-6)
     target = torch.full_like(mean, target)
     kl = target * (target / mean).log() + (1 - target) * ((1 - target) / (1 - mean)).log()
     return kl.sum()

@@ -73,6 +73,8 @@ class AutoencoderModel(PreTrainedAutoencoder):
         return EncoderOutput(latents=latents, hidden_states=hidden_states if output_hidden_states else None)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        if self.decoder is None:
+            raise ValueError("this auto-encoder was built without a decoder: load it with AutoModel to decode")
         check_latents(latents, self.config.latent_shape)
         return self.decoder(latents.to(self.dtype))
 
@@ -100,8 +102,14 @@ class AutoencoderModel(PreTrainedAutoencoder):
             index = torch.arange(pixel_values.numel(), device=pixel_values.device) % 65521
             odd = (index * index % 65521 * index + 7 * index) % 65521 % 2  # a cubic polynomial modulo a prime
             draws = (1 - 2 * odd).to(pixel_values.dtype).view_as(pixel_values)
-        step = self.contraction_step * draws
-        change = self._encode(pixel_values + step)[0].float() - latents.float()
+        changed = pixel_values + self.contraction_step * draws
+        device_type = pixel_values.device.type
+        if torch.is_autocast_enabled(device_type):  # bfloat16 has not the digits for so small a change
+            with torch.autocast(device_type, enabled=False):
+                change = self._encode(changed)[0] - self._encode(pixel_values)[0]
+        else:
+            change = self._encode(changed)[0] - latents
+        change = change.float()
         return change.square().sum(1).mean() / self.contraction_step**2
 
     @can_return_tuple
@@ -124,6 +132,10 @@ class AutoencoderModel(PreTrainedAutoencoder):
                 of the contractive penalty; when not given, drawn in training mode and fixed otherwise.
         """
         config, inputs = self.config, pixel_values
+        for name, draws in (("noise", noise), ("perturbation", perturbation)):
+            if draws is not None and draws.shape != pixel_values.shape:
+                shapes = f"{tuple(pixel_values.shape)}, got {tuple(draws.shape)}"
+                raise ValueError(f"{name} must have the shape of pixel_values, {shapes}")
         if self.training and config.noise != "none":
             check_pixel_values(pixel_values, config.input_shape)
             inputs = corrupt(pixel_values, config.noise, config.noise_level, noise)
@@ -138,7 +150,7 @@ class AutoencoderModel(PreTrainedAutoencoder):
                 if config.sparsity == "l1":
                     sparsity_loss = latents.float().abs().mean()
                 else:
-                    sparsity_loss = bernoulli_sparsity(latents, config.sparsity_target)
+                    sparsity_loss = bernoulli_sparsity(latents, config.sparsity_target, self.training)
                 loss = loss + config.sparsity_weight * sparsity_loss
             if config.contractive_weight > 0:
                 contractive_loss = self._contraction(inputs, latents, perturbation)

@@ -178,6 +178,10 @@ class VAEModel(PreTrainedAutoencoder):
             if epsilon.ndim == 3:
                 num_samples, epsilon = epsilon.shape[1], epsilon.flatten(0, 1)
             check_latents(epsilon, self.latent_shape)
+            if len(epsilon) != len(mean) * num_samples:
+                raise ValueError(
+                    f"epsilon has noise for {len(epsilon) // num_samples} images, but pixel_values holds {len(mean)}"
+                )
             location, scale = mean.float(), torch.exp(0.5 * log_variance)
             if num_samples > 1:
                 location, scale = (t.repeat_interleave(num_samples, dim=0) for t in (location, scale))
@@ -196,7 +200,8 @@ class VAEModel(PreTrainedAutoencoder):
                 kl_weight = kl_weight * (self.training_steps() / kl_warmup_steps).clamp(max=1.0)
             if num_samples == 1:
                 free_bits = config.free_bits
-                loss = reconstruction_loss + kl_weight * (sum_with_free_bits(kl, free_bits) if free_bits else kl_loss)
+                charged = sum_with_free_bits(kl, free_bits, self.training) if free_bits else kl_loss
+                loss = reconstruction_loss + kl_weight * charged
             else:
                 samples, noise = (t.unflatten(0, (-1, num_samples)) for t in (latents, epsilon))
                 log_ratio = gaussian_log_ratio(samples, noise, log_variance)
