@@ -127,20 +127,123 @@ def test_a_validation_split_is_cut_by_seed_and_said(tmp_path, caplog):
     file = tmp_path / "all.parquet"
     with caplog.at_level(logging.WARNING):
         splits = load_corpus(file, validation_fraction=0.25, seed=1)
-    assert "has no validation split: 10 of its 40 train rows are held out (seed 1)" in caplog.text
     names = {split: set(rows["name"]) for split, rows in splits.items()}
-    assert len(names["train"]) == 30 and len(names["validation"]) == 10 and not names["train"] & names["validation"]
+    held_out = len(names["validation"])
+    assert f"has no validation split: {held_out} of its 40 train rows are held out" in caplog.text
+    assert 3 <= held_out <= 18 and len(names["train"]) == 40 - held_out and not names["train"] & names["validation"]
     assert set(load_corpus(file, validation_fraction=0.25, seed=1)["validation"]["name"]) == names["validation"]
     assert set(load_corpus(file, validation_fraction=0.25, seed=2)["validation"]["name"]) != names["validation"]
+    assert set(load_corpus(file, validation_fraction=0.5, seed=1)["validation"]["name"]) > names["validation"]
+    tiny = load_corpus(file, validation_fraction=1e-9), load_corpus(file, validation_fraction=1 - 1e-9)
+    assert [len(splits["validation"]) for splits in tiny] == [1, 39]
 
     streams = load_corpus(file, validation_fraction=0.25, seed=1, streaming=True)
-    names = {split: [row["name"] for row in rows] for split, rows in streams.items()}
-    assert sorted(names["train"] + names["validation"], key=int) == [str(row) for row in range(40)]
-    assert 3 <= len(names["validation"]) <= 18
-    assert [row["name"] for row in streams["validation"]] == names["validation"]
+    assert {split: {row["name"] for row in rows} for split, rows in streams.items()} == names
     processor = AutoencoderImageProcessor(size=(6, 5))
     batches = list(StreamingImageBatches(streams["train"], processor, 40, shuffle=True, seed=0, drop_last=False))
     assert [len(batch["images"]) for batch in batches] == [len(names["train"])]
+
+
+def shards(folder, rows_of_shard, **options):
+    """A corpus of several parquet files, the rows in them numbered by their labels."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    folder.mkdir()
+    for shard, rows in enumerate(rows_of_shard):
+        images = [options.get("replace", {}).get(row, png(picture(row))) for row in rows]
+        rows = datasets.Dataset.from_dict({"image": images, "label": rows}, features=features)
+        rows.to_parquet(folder / f"train-{shard}.parquet")
+    return folder
+
+
+def test_training_never_sees_held_out_rows_whatever_the_order(tmp_path, processor):
+    rows = np.arange(160)
+    folder = shards(tmp_path / "one", rows.reshape(8, 20))
+    in_memory = load_corpus(folder, validation_fraction=0.25)
+    held_out = set(in_memory["validation"]["label"])
+    assert 25 <= len(held_out) <= 55 and held_out | set(in_memory["train"]["label"]) == set(range(160))
+
+    streams = load_corpus(folder, validation_fraction=0.25, streaming=True)
+    for shuffle, buffer_size in ((False, 1), (True, 8), (True, 1000)):
+        options = {"shuffle": shuffle, "seed": 3, "drop_last": False, "buffer_size": buffer_size}
+        batches = {name: StreamingImageBatches(streams[name], processor, 16, **options) for name in streams}
+        for epoch in range(4):
+            for name, wanted in (("train", set(range(160)) - held_out), ("validation", held_out)):
+                batches[name].set_epoch(epoch)
+                seen = sum(rows_of(batches[name]), [])
+                assert sorted(seen) == sorted(wanted)
+
+    # the same images in other files, in another order, and kept another way
+    other = shards(tmp_path / "other", [*np.random.default_rng(0).permutation(rows).reshape(2, 80)])
+    assert set(load_corpus(other, validation_fraction=0.25)["validation"]["label"]) == held_out
+    datasets.concatenate_datasets(list(in_memory.values())).save_to_disk(tmp_path / "saved")
+    assert set(load_corpus(tmp_path / "saved", validation_fraction=0.25)["validation"]["label"]) == held_out
+    # copies of an image stay on one side
+    twice = shards(tmp_path / "twice", [rows, rows[::-1]])
+    assert sorted(load_corpus(twice, validation_fraction=0.25)["validation"]["label"]) == sorted([*held_out] * 2)
+
+
+def test_an_image_folder_is_split_alike_streaming_or_not(tmp_path, processor):
+    for row in range(40):
+        write_png(tmp_path / "folder" / ("odd" if row % 2 else "even") / f"{row}.png", row)
+    splits = [load_corpus(tmp_path / "folder", validation_fraction=0.3, streaming=streaming) for streaming in (0, 1)]
+    for name in ("train", "validation"):
+        expected = image_arrays(splits[0][name], processor).images
+        batches = stream_batches(splits[1][name], processor)
+        images = np.concatenate([batch["images"].numpy() for batch in batches])
+        assert sorted(map(bytes, images)) == sorted(map(bytes, expected)) and 3 < len(expected) < 37
+
+
+def test_images_that_are_numbers_are_split_alike_streaming_or_not(tmp_path):
+    values = {
+        "list": (datasets.List(datasets.List(datasets.Value("float32"))), PIXELS[:, 0].astype(np.float32) / 3),
+        "array": (datasets.Array2D((6, 5), "uint8"), PIXELS[:, 0]),
+        "none": (datasets.Value("string"), [f"row {row}" for row in range(NUM_ROWS)]),
+    }
+    for name, (feature, column) in values.items():
+        features = datasets.Features(pic=feature, row=datasets.Value("int64"))
+        rows = datasets.Dataset.from_dict({"pic": column, "row": range(NUM_ROWS)}, features=features)
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+        splits = [load_corpus(tmp_path / f"{name}.parquet", validation_fraction=0.4, streaming=s) for s in (0, 1)]
+        found = [{split: {row["row"] for row in rows} for split, rows in parts.items()} for parts in splits]
+        assert found[0] == found[1] and found[0]["validation"], name
+
+
+def test_bad_images_of_a_stream_without_validation_split_are_named_or_skipped(tmp_path, processor):
+    bad = {5: {"bytes": b"no image", "path": "five.png"}, 12: None, 19: png(picture(0))}
+    bad[19]["bytes"] = bad[19]["bytes"][:60]
+    folder = shards(tmp_path / "corpus", np.arange(24).reshape(4, 6), replace=bad)
+    streams = load_corpus(folder, validation_fraction=0.3, streaming=True)
+    labels, skipped = [], 0
+    for stream in streams.values():
+        batches = StreamingImageBatches(
+            stream, processor, 24, shuffle=True, seed=0, drop_last=False, on_bad_image="skip", buffer_size=4
+        )
+        labels += sum(rows_of(batches), [])
+        skipped += len(batches.skipped)
+    assert sorted(labels) == [row for row in range(24) if row not in bad] and skipped == 3
+    with pytest.raises(BadImageError, match=r"row \d+ of the stream.*on_bad_image='skip'"):
+        for stream in streams.values():
+            list(stream_batches(stream, processor))
+
+
+def test_the_split_of_a_large_corpus_is_found_once(tmp_path, monkeypatch):
+    from hf_autoencoders.data import corpora
+
+    corpus(40).to_parquet(tmp_path / "all.parquet")
+    first = load_corpus(tmp_path / "all.parquet")
+    monkeypatch.setattr(corpora, "_share", lambda *_: pytest.fail("read again"))
+    again = load_corpus(tmp_path / "all.parquet")
+    assert first["validation"]._fingerprint == again["validation"]._fingerprint
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "all.parquet" / "no folder"))
+    assert load_corpus(tmp_path / "all.parquet")["validation"]["label"] == first["validation"]["label"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_validation_splits_are_refused(tmp_path, streaming):
+    datasets.DatasetDict(train=corpus(), val=corpus(5), dev=corpus(6)).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match="two splits that may be 'validation': 'val' and 'dev'"):
+        load_corpus(tmp_path / "two", streaming=streaming)
 
 
 def test_a_single_split_of_another_name_is_taken_for_train(tmp_path, caplog):
@@ -594,8 +697,34 @@ def test_bad_images_of_a_stream(processor):
     assert [len(batch["images"]) for batch in batches] == [5, 3, 5, 5, 5] and batches.skipped == [7, 8]
     assert [len(batch["labels"]) for batch in batches.iterate(1)] == [3, 5, 5, 5] and batches.skipped == [7, 8]
     hopeless = corpus(5, replace=dict.fromkeys(range(5))).to_iterable_dataset()
-    with pytest.raises(BadImageError, match="All images in rows 0..4"):
+    with pytest.raises(BadImageError, match="5 of the images in rows 0..4 of the stream are bad: 0 are left"):
         list(stream_batches(hopeless, processor, on_bad_image="skip"))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_skipping_ranks_share_the_good_rows_evenly_and_know_their_number(processor, num_processes):
+    bad = dict.fromkeys([0, 1, 2, 7, 8])
+    ranks = []
+    for rank in range(num_processes):
+        stream = corpus(NUM_ROWS, replace=bad).add_column("row", list(range(NUM_ROWS))).to_iterable_dataset()
+        shard = {"process_index": rank, "num_processes": num_processes, "label_column": "row"}
+        batches = StreamingImageBatches(
+            stream, processor, 8, shuffle=False, seed=0, drop_last=True, on_bad_image="skip", **shard
+        )
+        ranks.append(list(batches))
+        assert batches.skipped == [0, 1, 2, 7, 8]
+    together = [sum((part["labels"].tolist() for part in parts), []) for parts in zip(*ranks, strict=True)]
+    assert together == [[3, 4, 5, 6], list(range(9, 16)), list(range(16, 24))]
+    for parts in zip(*ranks, strict=True):
+        sizes = [len(part["images"]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1 and {part["global_size"] for part in parts} == {sum(sizes)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_batch_says_how_many_images_all_ranks_have(kind, processor):
+    for rank in (0, 1, 2):
+        batches = make_batches(kind, processor, 7, process_index=rank, num_processes=3)
+        assert [batch["global_size"] for batch in batches] == [7, 7, 7, 4]
 
 
 def test_wrong_streams_are_refused(processor, caplog):

@@ -1,7 +1,10 @@
 """Corpora by name, through `datasets`: the embedded default, anything on the Hub, anything on disk."""
 
+import contextlib
+import hashlib
 import logging
-import zlib
+import os
+import uuid
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +20,7 @@ SPLIT_NAMES = {
     "training": "train",
 }
 DIGITS_SPLIT_SEED, DIGITS_HELD_OUT = 0, 300
+SPLIT_RULE = 1  # of `_share`: part of the name under which its results are kept
 
 
 def load_corpus(
@@ -42,11 +46,15 @@ def load_corpus(
         config_name: the configuration of a Hub dataset that has several.
         revision: branch, tag or commit of a Hub dataset. Pin it to repeat a run.
         streaming: read rows as they are needed instead of preparing the whole corpus on disk first.
-        seed, validation_fraction: a corpus without a validation split gets one: this fraction of `train`, chosen by
-            this seed. Said in the log.
+        seed, validation_fraction: a corpus without a validation split gets one: about this fraction of `train`. Which
+            rows is a matter of this seed and of what their images hold, never of where they lie: the same rows are
+            held out streaming or not, in any order, copies of an image stay on one side, and those of a smaller
+            fraction are among those of a larger one. Said in the log. The images are read (not decoded) for it; of a
+            corpus that is not streamed, once. The seed of a training run has no part in this.
 
     Raises:
-        FileNotFoundError: there is no such corpus. ValueError: no split can serve as `train`, or it is empty.
+        FileNotFoundError: there is no such corpus. ValueError: no split can serve as `train`, it is empty, or two
+            splits are the validation split by their names.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1 (exclusive), got {validation_fraction}.")
@@ -109,7 +117,15 @@ def _load_from(path: Path, name: str, config_name, revision, streaming) -> dict:
 
 
 def _named_splits(name: str, splits: dict) -> dict:
-    named = {SPLIT_NAMES.get(str(key), str(key)): split for key, split in splits.items()}
+    named, called = {}, {}
+    for key, split in splits.items():
+        ours = SPLIT_NAMES.get(str(key), str(key))
+        if ours in named:
+            raise ValueError(
+                f"Corpus {name!r} has two splits that may be {ours!r}: {called[ours]!r} and {str(key)!r}. "
+                "Rename or remove one of them."
+            )
+        named[ours], called[ours] = split, str(key)
     if "train" not in named:
         if len(named) != 1:
             raise ValueError(f"Corpus {name!r} has no split 'train'. Its splits are {', '.join(named)}.")
@@ -131,30 +147,113 @@ def _with_validation(splits: dict, name: str, seed: int, fraction: float) -> dic
     if isinstance(train, datasets.Dataset):
         if len(train) < 2:
             raise ValueError(f"Corpus {name!r} has one row: a validation split cannot be cut from it.")
-        size = min(max(1, round(len(train) * fraction)), len(train) - 1)
-        order = np.random.RandomState(seed).permutation(len(train))
-        held_out, kept = np.sort(order[:size]), np.sort(order[size:])
+        shares = _shares(train, seed)
+        held_out = shares < fraction
+        if not held_out.any():  # of a handful of rows
+            held_out[shares.argmin()] = True
+        if held_out.all():
+            held_out[shares.argmax()] = False
         logger.warning(
-            "Corpus %r has no validation split: %d of its %d train rows are held out (seed %d).",
+            "Corpus %r has no validation split: %d of its %d train rows are held out (by their images and seed %d).",
             name,
-            size,
+            held_out.sum(),
             len(train),
             seed,
         )
-        cut = {"train": train.select(kept), "validation": train.select(held_out)}
+        cut = {"train": train.select(np.flatnonzero(~held_out)), "validation": train.select(np.flatnonzero(held_out))}
     else:
-        # The length of a stream is unknown: each row is held out by a hash of the seed and its position.
-        def held_out(position: int) -> bool:
-            return zlib.crc32(f"{seed}:{position}".encode()) < fraction * 2**32
-
         logger.warning(
-            "Corpus %r has no validation split: %g of its train rows are held out (seed %d).", name, fraction, seed
+            "Corpus %r has no validation split: about %g of its train rows are held out (by their images and seed %d).",
+            name,
+            fraction,
+            seed,
         )
-        cut = {
-            "train": train.filter(lambda position: not held_out(position), with_indices=True, input_columns=[]),
-            "validation": train.filter(held_out, with_indices=True, input_columns=[]),
-        }
+        if train.features is None:
+            train = train._resolve_features()  # reads the first rows
+        if not train.features:
+            raise ValueError(f"Corpus {name!r} is empty: its split 'train' has no rows.")
+        features, (stored, dtypes) = train.features, _stored(train)
+
+        def part(validation: bool):
+            options = {"dtypes": dtypes, "seed": seed, "fraction": fraction, "validation": validation}
+            rows = stored.filter(_is_of_part, input_columns=list(dtypes), fn_kwargs=options)
+            for column in dtypes:
+                if stored.features[column] != features[column]:
+                    rows = rows.cast_column(column, features[column])
+            return rows
+
+        cut = {"train": part(False), "validation": part(True)}
     return {**cut, **{key: split for key, split in splits.items() if key != "train"}}
+
+
+def _stored(dataset) -> tuple:
+    """The dataset with what tells its rows apart (their images; all columns where there are none) as it is stored, so
+    that reading a row decodes nothing; and these columns with their numbers' dtypes, or ""."""
+    import datasets
+
+    from .images import _dtype, _is_image
+
+    features = dataset.features
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = columns or [name for name, feature in features.items() if _is_image(feature)] or list(features)
+    for name in columns:
+        if isinstance(features[name], datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(mode=features[name].mode, decode=False))
+    return dataset, {name: str(_dtype(features[name])) if _is_image(features[name]) else "" for name in columns}
+
+
+def _share(values, dtypes, seed: int) -> float:
+    """Where a row lies in [0, 1), by a hash of the seed and of what it holds: below the fraction it is held out."""
+    digest = hashlib.blake2b(f"{seed}:".encode(), digest_size=8)
+    for value, dtype in zip(values, dtypes, strict=True):
+        digest.update(_content(value, dtype))
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+def _content(value, dtype: str) -> bytes:
+    """The bytes of a stored image: its file's, wherever that is."""
+    from datasets.utils.file_utils import xopen
+
+    if value is None or isinstance(value, bytes):
+        return value or b""
+    if isinstance(value, dict) and value.get("bytes") is not None:
+        return value["bytes"]
+    if isinstance(value, dict) and value.get("path"):
+        try:
+            with xopen(value["path"], "rb") as file:
+                return file.read()
+        except OSError:  # whoever decodes it says what is wrong with it
+            return Path(value["path"]).name.encode()
+    if dtype and not isinstance(value, dict):
+        with contextlib.suppress(ValueError):  # rows of unequal lengths
+            return np.asarray(value, dtype=dtype).tobytes()
+    return repr(value).encode()
+
+
+def _is_of_part(*values, dtypes: dict, seed: int, fraction: float, validation: bool) -> bool:
+    return (_share(values, dtypes.values(), seed) < fraction) is validation
+
+
+def _shares(dataset, seed: int) -> np.ndarray:
+    """`_share` of every row, float64 (rows,); kept beside the decoded images, as it takes reading the whole corpus."""
+    from .images import ROWS_PER_READ, default_cache_dir
+
+    key = hashlib.sha256(f"{SPLIT_RULE}:{dataset._fingerprint}:{seed}".encode()).hexdigest()[:24]
+    file = default_cache_dir().with_name("splits") / f"{key}.npy"
+    with contextlib.suppress(OSError, ValueError):  # not there, or not whole
+        shares = np.load(file, allow_pickle=False)
+        if shares.shape == (len(dataset),):
+            return shares
+    stored, dtypes = _stored(dataset)
+    tables = stored.with_format("arrow", columns=list(dtypes)).iter(batch_size=ROWS_PER_READ)
+    rows = (row for table in tables for row in zip(*(table[name].to_pylist() for name in dtypes), strict=True))
+    shares = np.fromiter((_share(row, dtypes.values(), seed) for row in rows), dtype=np.float64, count=len(dataset))
+    writing = file.with_name(f"{key}.writing-{uuid.uuid4().hex[:8]}.npy")
+    with contextlib.suppress(OSError):  # then the next run reads the corpus again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(writing, shares)
+        os.replace(writing, file)
+    return shares
 
 
 def load_digits_corpus() -> dict:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -470,8 +471,8 @@ class ImageBatches:
     order of an epoch depends on (seed, epoch) only: an own generator, never the global ones, so position is all that
     a resume needs: `set_epoch(e)`, then `iterate(start_batch=k)` continues exactly and reads none of the rows before.
 
-    Yields dicts: `images` uint8 (rank_batch_size, num_channels, height, width), and `labels` int64 (rank_batch_size,)
-    where there are any.
+    Yields dicts: `images` uint8 (rank_batch_size, num_channels, height, width), `labels` int64 (rank_batch_size,)
+    where there are any, and `global_size` (int), the images of all ranks together.
 
     Raises:
         ValueError: no batch comes out at all; or the last, partial batch of `drop_last=False` has fewer images than
@@ -530,20 +531,21 @@ class ImageBatches:
         """Indices (into `arrays`) of the whole global batch, int64 (global_batch_size,)."""
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate()
 
-    def iterate(self, start_batch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    def iterate(self, start_batch: int = 0) -> Iterator[dict[str, Any]]:
         """This rank's part of batches `start_batch`, `start_batch + 1`, ... of the epoch."""
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch must be in 0..{len(self)} (batches per epoch), got {start_batch}.")
         return self._iterate(start_batch, self._order)
 
-    def _iterate(self, start_batch: int, order: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
+    def _iterate(self, start_batch: int, order: torch.Tensor) -> Iterator[dict[str, Any]]:
         for batch in range(start_batch, len(self)):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            rows = rows[_rank_slice(len(rows), self.process_index, self.num_processes)]
-            item = {"images": self.images.index_select(0, rows)}
+            global_size = len(rows)
+            rows = rows[_rank_slice(global_size, self.process_index, self.num_processes)]
+            item = {"images": self.images.index_select(0, rows), "global_size": global_size}
             if self.labels is not None:
                 item["labels"] = self.labels.index_select(0, rows)
             yield item
@@ -558,8 +560,10 @@ class StreamingImageBatches:
     - `len()` raises `TypeError` unless `num_rows` is given: train by steps.
     - `shuffle=True` shuffles within a buffer of `buffer_size` rows (and the order of files), by (seed, epoch).
     - `iterate(start_batch=k)` is exact, but has to read (not decode) the rows before.
-    - With `on_bad_image="skip"` a batch is `batch_size` rows of the stream without the bad ones; `skipped` lists the
-      positions in the epoch's stream that this rank left out.
+    - With `on_bad_image="skip"` a batch is `batch_size` rows of the stream without the bad ones, `global_size` of them
+      over all ranks. To know which are bad every rank decodes the whole batch, and so shares the good ones evenly;
+      clean corpora are read faster with "raise". `skipped` lists the positions in the epoch's stream that were left
+      out since the iteration began, the same on every rank.
     - A last batch with fewer rows than processes is dropped, with a warning.
     """
 
@@ -621,16 +625,19 @@ class StreamingImageBatches:
         if self.shuffle:  # else it would change the order of the files all the same
             self._stream.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.iterate()
 
-    def iterate(self, start_batch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    def iterate(self, start_batch: int = 0) -> Iterator[dict[str, Any]]:
         """The batches of this epoch from `start_batch` on, for a run that is resumed."""
         if start_batch < 0:
             raise ValueError(f"start_batch must not be negative, got {start_batch}.")
         return self._iterate(start_batch)
 
-    def _iterate(self, start_batch: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _own(self, num_rows: int) -> slice:
+        return _rank_slice(num_rows, self.process_index, self.num_processes)
+
+    def _iterate(self, start_batch: int) -> Iterator[dict[str, Any]]:
         self.skipped = []
         # not IterableDataset.skip: what it returns has forgotten the epoch
         batches = self._stream.iter(batch_size=self.batch_size, drop_last_batch=self.drop_last)
@@ -644,23 +651,29 @@ class StreamingImageBatches:
                     self.num_processes,
                 )
                 break
-            own = _rank_slice(len(values), self.process_index, self.num_processes)
+            skipping = self.on_bad_image == "skip"
+            own = slice(0, len(values)) if skipping else self._own(len(values))
             images, kept = [], []
             for index in range(own.start, own.stop):
                 image = _decode_or_error(values[index], self._feature, self.processor)
-                if isinstance(image, Exception):
-                    if self.on_bad_image == "raise":
-                        place = f"Bad image in row {position + index} of the stream (epoch {self.epoch})"
-                        raise _bad_image(image, f"{place}, column {self.image_column!r}", values[index])
-                    self.skipped.append(position + index)
-                else:
+                if not isinstance(image, Exception):
                     images.append(image)
                     kept.append(index)
-            if not images:
-                raise BadImageError(
-                    f"All images in rows {position + own.start}..{position + own.stop - 1} of the stream are bad."
-                )
-            item = {"images": torch.from_numpy(np.stack(images))}
+                elif skipping:
+                    self.skipped.append(position + index)
+                else:
+                    place = f"Bad image in row {position + index} of the stream (epoch {self.epoch})"
+                    raise _bad_image(image, f"{place}, column {self.image_column!r}", values[index])
+            global_size = len(images) if skipping else len(values)
+            if skipping:
+                if global_size < self.num_processes:
+                    raise BadImageError(
+                        f"{len(values) - global_size} of the images in rows {position}..{position + len(values) - 1} "
+                        f"of the stream are bad: {global_size} are left for {self.num_processes} processes."
+                    )
+                own = self._own(global_size)
+                images, kept = images[own], kept[own]
+            item = {"images": torch.from_numpy(np.stack(images)), "global_size": global_size}
             if self.label_column:
                 labels = [batch[self.label_column][index] for index in kept]
                 item["labels"] = torch.tensor(
