@@ -37,10 +37,18 @@ def sentence(shown: dict[str, str], values: dict[str, float]) -> str:
     return ", ".join(text.format(values[name]) for name, text in shown.items() if name in values)
 
 
-def how_to_repeat(result: dict) -> str:
-    """Command, seed, machine, version and date of one result."""
+def command(result: dict) -> str:
+    """The command of one result; a corpus that lay on somebody's disk is `path/to/` it."""
+    name = result["corpus"]["name"]
+    if not result["corpus"].get("revision"):
+        return result["command"].replace(f"--dataset {name}", f"--dataset path/to/{Path(name).name}")
+    return result["command"]
+
+
+def circumstances(result: dict) -> list[str]:
+    """Seed, machine, version and date of one result."""
     version = f"transformers {result['versions']['transformers']}"
-    return f"`{result['command']}`; seed {result['seed']}; {result['machine']}; {version}; {result['date'][:10]}"
+    return [f"seed {result['seed']}", result["machine"], version, result["date"][:10]]
 
 
 def results_table(files: list[Path]) -> str:
@@ -48,15 +56,18 @@ def results_table(files: list[Path]) -> str:
     if not files:
         return "No results are committed yet."
     rows = ["| | variant | corpus | measured | for comparison |", "|---|---|---|---|---|"]
+    results = [json.loads(file.read_text()) for file in files]
+    shared = [fact for fact in circumstances(results[0]) if all(fact in circumstances(result) for result in results)]
     notes = []
-    for number, file in enumerate(files, start=1):
-        result = json.loads(file.read_text())
+    for number, result in enumerate(results, start=1):
         corpus = result["corpus"]
         place = f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
         measured, compared = sentence(MEASURED, result["metrics"]), sentence(COMPARED, result["baselines"])
         rows.append(f"| {number} | {result['name']} | {place} | {measured} | {compared} |")
-        notes.append(f"{number}. {how_to_repeat(result)}")
-    return "\n".join([*rows, "", "How each number was obtained:", "", *notes])
+        own = [fact for fact in circumstances(result) if fact not in shared]
+        notes.append(f"{number}. " + "; ".join([f"`{command(result)}`", *own]))
+    how = f"How each number was obtained ({'; '.join(shared)}):" if shared else "How each number was obtained:"
+    return "\n".join([*rows, "", how, "", *notes])
 
 
 def filled(readme: str) -> str:

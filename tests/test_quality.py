@@ -1,8 +1,8 @@
 """The recipes, run by the real scripts, reach stated bars that a broken model misses. Left out of `make test`.
 
-On the embedded digits this takes minutes and needs nothing. Where the environment variable HFAE_DATA names a folder with
-`mnist/train.parquet` and `mnist/validation.parquet` (and maybe `fashion_mnist`, `cifar10` alike), the recipes at full
-size run as well: on one core, half an hour for MNIST and a quarter for the others.
+On the embedded digits this takes minutes and needs nothing. Where the environment variable HFAE_DATA names a folder
+with `mnist/train.parquet` and `mnist/validation.parquet` (and maybe `fashion_mnist`, `cifar10` alike), the recipes at
+full size run as well: on one core, half an hour for MNIST and a quarter for the others.
 
 What a broken model gets on the digits: 27.2 nats (independent pixels) or 23.8 (a mixture of ten prototypes) where the
 VAE has 22.6; the error of PCA, where the auto-encoder has half of it and the VQ-VAE nine tenths.
