@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA as SklearnPCA
 
+import hf_autoencoders
 from hf_autoencoders.data import ImageArrays
-from hf_autoencoders.evaluation import baselines, pictures
+from hf_autoencoders.evaluation import baselines, evaluate, pictures
 from hf_autoencoders.evaluation.codes import CodeUsage
 from hf_autoencoders.evaluation.evaluate import (
     code_metrics,
@@ -636,6 +637,7 @@ def test_evaluate_model_measures_what_the_model_offers(models, name, tmp_path):
     assert 0 <= metrics["linear_probe_accuracy"] <= 1 and 0.8 < baselines_["raw_pixels_linear_probe_accuracy"] <= 1
     assert result["corpus"] == {"name": "digits", "split": "validation", "rows": 61, "train_rows": 300}
     assert result["seed"] == 7 and "torch" in result["machine"] and result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["hf-autoencoders"] == hf_autoencoders.__version__
     assert result["model_type"] == model.config.model_type and result["name"] == model.config.model_type[5:]
     path = write_metrics(tmp_path / "run" / "metrics.json", result)
     assert json.loads(path.read_text()) == result
@@ -717,6 +719,50 @@ def test_rows_without_a_label_are_left_out_of_the_probe(models):
     validation.labels[50:] = -1
     result = evaluate_model(models["autoencoder"], train, validation, corpus=corpus)
     assert result["metrics"]["linear_probe_accuracy"] == expected["metrics"]["linear_probe_accuracy"]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "fsq"])
+def test_what_a_large_corpus_is_held_in_memory_for_is_bounded_by_drawn_rows(models, name, monkeypatch):
+    train, validation = digit_arrays(300), digit_arrays(61, seed=1)
+    corpus = {"name": "digits", "split": "validation"}
+    whole = evaluate_model(models[name], train, validation, corpus=corpus)
+    assert not {key for key in whole["settings"] if key.endswith("_rows")}
+
+    def probe(*arrays):
+        sizes.append([len(array) for array in arrays])
+        assert max(array.size for array in arrays) <= 3000
+        return linear_probe(*arrays)
+
+    def quantized(pca, images, bits):
+        assert len(images) * min(math.prod(images.shape[1:]), math.ceil(bits)) <= 3000
+        return baselines.fit_quantized_pca(pca, images, bits)
+
+    sizes = []
+    monkeypatch.setattr(evaluate, "MAX_VALUES", 3000)
+    monkeypatch.setattr(evaluate, "linear_probe", probe)
+    monkeypatch.setattr(evaluate, "fit_quantized_pca", quantized)
+    results = [evaluate_model(models[name], train, validation, corpus=corpus, seed=seed) for seed in (0, 0, 1)]
+    rows = 3000 // math.prod(train.images.shape[1:])
+    assert all(size == [rows] * 4 for size in sizes) and len(sizes) >= 6
+    settings = results[0]["settings"]
+    assert settings["linear_probe_train_rows"] == rows
+    assert ("pca_equal_bits_train_rows" in settings) == (name == "fsq")
+    assert settings["linear_probe_validation_rows"] == rows
+    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["baselines"] == results[1]["baselines"]
+    assert results[0]["baselines"] != results[2]["baselines"]
+    assert results[0]["metrics"]["mse"] == whole["metrics"]["mse"] and results[0]["corpus"]["train_rows"] == 300
+
+
+def test_labels_that_cannot_be_probed_are_told(models):
+    train, validation = digit_arrays(40), digit_arrays(20, seed=1)
+    corpus = {"name": "digits", "split": "validation"}
+    validation.labels[:] = -1
+    result = evaluate_model(models["autoencoder"], train, validation, corpus=corpus)
+    assert result["not_measured"]["linear_probe"] == "no validation row has a label"
+    train.labels[:] = 3
+    result = evaluate_model(models["autoencoder"], train, digit_arrays(20, seed=1), corpus=corpus)
+    assert result["not_measured"]["linear_probe"] == "the training rows have 1 classes, a probe needs two"
+    assert not any("probe" in name for name in {**result["metrics"], **result["baselines"]})
 
 
 def test_evaluate_model_refuses(models):

@@ -9,6 +9,9 @@ What is measured depends on what a model offers, never on its name:
     a vector no longer than an image              PCA of the same size
     labels, and latents no larger than an image   a linear probe on the latents, beside the same on PCA and raw pixels
 
+The probes, and the quantisers of the PCA of equal bits, read at most `MAX_VALUES` numbers; of a corpus with more they
+get rows drawn by the seed, the same for every representation, and `settings` says how many.
+
 What could not be measured is listed with its reason under `not_measured`, so that a missing number is never a riddle.
 """
 
@@ -28,6 +31,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .. import __version__
 from ..data.images import to_pixel_values
 from .baselines import MAX_PCA_DIMS, fit_pca, fit_quantized_pca, pca_reconstruction_mse
 from .checks import check_positive, check_uint8_images
@@ -44,6 +48,9 @@ from .reconstruction import ReconstructionMeter, why_no_ssim
 
 DEFAULT_BATCH_SIZE = 500
 DEFAULT_IMPORTANCE_SAMPLES = 200
+# Rows times numbers of a row that are held in memory at once, in float32 and a few copies of it (0.6 GB each): for the
+# linear probes and for the quantisers of the PCA of equal bits. MNIST and CIFAR-10 are below it.
+MAX_VALUES = 150_000_000
 
 LIKELIHOOD_IMAGES = {
     "bernoulli": "drawn as binary images from the grey levels",
@@ -117,28 +124,19 @@ def evaluate_model(
         has_codes = hasattr(model, "decode_codes")
         latent_size, image_size = math.prod(config.latent_shape), math.prod(validation.images.shape[1:])
         compact = latent_size <= image_size
-        labelled = compact and train.labels is not None and validation.labels is not None
         reason = f"the {latent_size} latents outnumber the {image_size} numbers of an image"
-        if not labelled:
-            not_measured["linear_probe"] = reason if not compact else "the corpus has no labels"
+        no_probe = reason if not compact else _why_no_probe(train.labels, validation.labels)
+        if no_probe:
+            not_measured["linear_probe"] = no_probe
         if has_codes:
             not_measured["pca_same_size"] = "a discrete code is compared with PCA of equal bits"
         elif not compact:
             not_measured["pca_same_size"] = reason
-        if has_codes or labelled:
-            encoded = {
-                split: encode_images(
-                    model,
-                    arrays.images,
-                    batch_size=batch_size,
-                    keep_latents=labelled,
-                    progress=f"encode {split}" if progress else None,
-                )
-                for split, arrays in (("train", train), ("validation", validation))
-            }
         if has_codes:
-            metrics |= code_metrics(encoded["validation"].codes, config.num_codes)
-            metrics |= {f"train_{k}": v for k, v in code_metrics(encoded["train"].codes, config.num_codes).items()}
+            for name, images in (("", validation.images), ("train_", train.images)):
+                label = f"encode {name or 'validation'}".rstrip("_") if progress else None
+                codes = encode_images(model, images, batch_size=batch_size, keep_latents=False, progress=label).codes
+                metrics |= {f"{name}{k}": v for k, v in code_metrics(codes, config.num_codes).items()}
             metrics["bits_per_image"] = float(config.bits_per_input)
 
         pca = None
@@ -151,19 +149,35 @@ def evaluate_model(
             baselines["pca_same_size_components"] = latent_size
             baselines["pca_same_size_mse"] = pca_reconstruction_mse(pca, validation.images, latent_size)
         if pca is not None and has_codes:
-            quantized = fit_quantized_pca(pca, train.images, config.bits_per_input)
+            values_of_a_row = min(len(pca.components), math.ceil(config.bits_per_input))
+            rows = _drawn_rows(np.arange(len(train.images)), values_of_a_row, seed)
+            if len(rows) < len(train.images):
+                settings["pca_equal_bits_train_rows"] = len(rows)
+            images = train.images if len(rows) == len(train.images) else train.images[rows]
+            quantized = fit_quantized_pca(pca, images, config.bits_per_input)
             baselines["pca_equal_bits"] = quantized.bits
             baselines["pca_equal_bits_mse"] = quantized.mse(validation.images)
 
-        if labelled:
-            features = {
-                "latents": [encoded["train"].latents, encoded["validation"].latents],
-                "raw_pixels": [train.images, validation.images],
-            }
+        if not no_probe:
+            parts = {}
+            for split, arrays in (("train", train), ("validation", validation)):
+                labelled = np.flatnonzero(np.asarray(arrays.labels) >= 0)
+                rows = _drawn_rows(labelled, image_size, seed)
+                if len(rows) < len(labelled):
+                    settings[f"linear_probe_{split}_rows"] = len(rows)
+                parts[split] = (arrays.images[rows], np.asarray(arrays.labels)[rows])
+
+            def latents(split: str) -> np.ndarray:
+                label = f"encode {split}" if progress else None
+                return encode_images(model, parts[split][0], batch_size=batch_size, progress=label).latents
+
+            represent = {"latents": latents, "raw_pixels": lambda split: parts[split][0]}
             if same_size:
-                features["pca_same_size"] = [pca.encode(x.images, latent_size) for x in (train, validation)]
-            for name in tqdm(features, desc="linear probe", disable=not progress):
-                result = _probe(*features[name], train.labels, validation.labels)
+                represent["pca_same_size"] = lambda split: pca.encode(parts[split][0], latent_size)
+            for name in tqdm(represent, desc="linear probe", disable=not progress):
+                result = linear_probe(
+                    represent[name]("train"), parts["train"][1], represent[name]("validation"), parts["validation"][1]
+                )
                 (metrics if name == "latents" else baselines)[
                     "linear_probe_accuracy" if name == "latents" else f"{name}_linear_probe_accuracy"
                 ] = result.accuracy
@@ -339,15 +353,24 @@ def pixel_value_batches(
             bar.update(len(batch))
 
 
-def _probe(train_features, validation_features, train_labels, validation_labels):
-    """`linear_probe` over the rows that have a label (a label below 0 means none)."""
-    train_rows, validation_rows = np.asarray(train_labels) >= 0, np.asarray(validation_labels) >= 0
-    return linear_probe(
-        np.asarray(train_features)[train_rows],
-        np.asarray(train_labels)[train_rows],
-        np.asarray(validation_features)[validation_rows],
-        np.asarray(validation_labels)[validation_rows],
+def _why_no_probe(train_labels, validation_labels) -> str | None:
+    """Why these labels cannot serve a linear probe (a label below 0 means none), or None where they can."""
+    if train_labels is None or validation_labels is None:
+        return "the corpus has no labels"
+    classes, measured = (
+        np.unique(labels[labels >= 0]) for labels in map(np.asarray, (train_labels, validation_labels))
     )
+    if len(classes) < 2:
+        return f"the training rows have {len(classes)} classes, a probe needs two"
+    return None if len(measured) else "no validation row has a label"
+
+
+def _drawn_rows(rows: np.ndarray, values_of_a_row: int, seed: int) -> np.ndarray:
+    """`rows`, or as many of them, drawn by `seed` and in order, as hold `MAX_VALUES` numbers."""
+    most = max(1, MAX_VALUES // values_of_a_row)
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, size=most, replace=False))
 
 
 # Where and with what
@@ -369,9 +392,9 @@ def describe_machine(device: torch.device | None = None) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers."""
-    names = ("hf-autoencoders", "torch", "transformers", "datasets", "numpy", "scikit-learn", "torchmetrics")
-    versions = {"python": platform.python_version()}
+    """Versions of what decides the numbers; of this package "0+unknown" where it is a source tree not installed."""
+    names = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "torchmetrics")
+    versions = {"python": platform.python_version(), "hf-autoencoders": __version__}
     for name in names:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -59,7 +59,7 @@ def linear_probe(
     if len(np.unique(train_labels)) < 2:
         raise ValueError("a linear probe needs at least two classes among the training labels")
 
-    scaler = StandardScaler().fit(train_features)
+    scaler = StandardScaler(copy=False).fit(train_features)  # in place: these are copies of ours
     classifier = LogisticRegression(C=REGULARIZATION_C, solver="lbfgs", tol=1e-4, max_iter=max_iterations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported in the result
