@@ -24,9 +24,10 @@ IMAGE_RECONSTRUCTION = "image-reconstruction"
 
 
 class ImageReconstructionPipeline(Pipeline):
-    """Images through an auto-encoder and back: anything its image processor reads to PIL images of the model's size.
+    """Images through an auto-encoder and back, as PIL images of the model's size.
 
-    Called with one image (path, URL or PIL image), a list of them or a dataset column. `batch_size` batches them.
+    Called with one image (path, URL, base64 text or PIL image), a list of them or a dataset column. Arrays and tensors
+    are refused: make them PIL images first, or call the model itself. `batch_size` batches them.
 
     Args, at construction or in the call:
         output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`: the reconstruction as a PIL image. `"dict"`: that
