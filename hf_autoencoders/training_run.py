@@ -76,6 +76,7 @@ from .registry import VARIANTS
 
 RUN_FILE = "run.json"
 STATE_FILE = "run_state.json"
+STATE_NAMES = "step epoch batch_in_epoch images_skipped best evaluations_without_improvement stopping".split()
 TEMPORARY = ".unfinished-"  # prefix of folders that are being written or deleted
 
 
@@ -142,7 +143,9 @@ class RunArguments:
     num_epochs: float = _option(10.0, "Passes over the training split, unless `max_steps` is given.")
     max_steps: int | None = _option(None, "Optimizer steps.")
     learning_rate: float = _option(1e-3, "Highest learning rate of AdamW.")
-    weight_decay: float = _option(0.0, "AdamW weight decay of matrices and kernels; biases and norms have none.")
+    weight_decay: float = _option(
+        0.0, "AdamW weight decay of matrices and kernels; biases, norms, scales and codebooks have none."
+    )
     adam_beta1: float = _option(0.9, "AdamW beta1.")
     adam_beta2: float = _option(0.999, "AdamW beta2.")
     adam_epsilon: float = _option(1e-8, "AdamW epsilon.")
@@ -587,6 +590,7 @@ class TrainingRun:
             and is not prepared: Accelerate would step it once for each process.
         config, processor: of the model.  train, validation: the decoded images (None if there is no such split).
         step: optimizer steps begun.  max_steps: of the whole run.  epoch: passes over the data completed.
+        images_skipped: unreadable images that were due in a step, of a stream; in each epoch anew.
     """
 
     def __init__(self, arguments: Arguments):
@@ -617,7 +621,7 @@ class TrainingRun:
         self._build_optimizer()
         set_seed(options.seed, device_specific=True)  # what modules draw themselves differs between processes
 
-        self.step = self.epoch = self.batch_in_epoch = 0
+        self.step = self.epoch = self.batch_in_epoch = self.images_skipped = 0
         self.best: dict[str, Any] | None = None
         self.evaluations_without_improvement = 0
         self.stopping: str | None = None  # why the run ends before its last step
@@ -770,12 +774,13 @@ class TrainingRun:
 
     def _build_optimizer(self) -> None:
         options, accelerator = self.options, self.accelerator
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        groups = [{"params": parameters, "weight_decay": 0.0}]
+        parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        groups = [{"params": list(parameters.values()), "weight_decay": 0.0}]
         if options.weight_decay:
+            decayed = {name for name, p in parameters.items() if name.endswith("weight") and p.ndim > 1}
             groups = [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+                {"params": [parameters[n] for n in parameters if n in decayed], "weight_decay": options.weight_decay},
+                {"params": [parameters[n] for n in parameters if n not in decayed], "weight_decay": 0.0},
             ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -799,7 +804,7 @@ class TrainingRun:
         accelerator.register_for_checkpointing(self.schedule)
         self.average = None
         if options.average_decay:
-            self.average = AveragedWeights(parameters, options.average_decay)
+            self.average = AveragedWeights(list(parameters.values()), options.average_decay)
             accelerator.register_for_checkpointing(self.average)
 
     def _settings(self) -> dict[str, Any]:
@@ -843,7 +848,7 @@ class TrainingRun:
         if checkpoint:
             self.accelerator.load_state(str(checkpoint))
             state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-            for name in ("step", "epoch", "batch_in_epoch", "best", "evaluations_without_improvement", "stopping"):
+            for name in STATE_NAMES:
                 setattr(self, name, state[name])
             self._window, self._term_names = state["window"], state["term_names"]
             log_bytes = state["log_bytes"]
@@ -889,7 +894,7 @@ class TrainingRun:
 
     def steps(self) -> Iterator[Iterator[Batch]]:
         """For each optimizer step still to do, its batches: `gradient_accumulation_steps` of them."""
-        batches = self._endless_batches()
+        rows = self._endless_rows()
         self.model.train()
         progress = tqdm(
             total=self.max_steps,
@@ -903,27 +908,33 @@ class TrainingRun:
             while self.step < self.max_steps and not self.stopping:
                 self.step += 1
                 self._row: torch.Tensor | None = None
-                yield islice(batches, self.options.gradient_accumulation_steps)
+                yield self._batches_of_step(rows)
                 progress.update()
         if self.stopping and self.is_main:
             print(f"stopped after step {self.step} of {self.max_steps}: {self.stopping}")
-        if self.stopping and self.stopping.startswith("signal"):
+        if self._stopped_by_signal:
+            if self.is_main:
+                print("continue with --resume_from_checkpoint latest")
             raise TrainingError(128 + self._signal if self._signal else 1)
 
-    def _endless_batches(self) -> Iterator[Batch]:
-        per_step, world = self.options.gradient_accumulation_steps, self.accelerator.num_processes
-        count = 0
+    def _endless_rows(self) -> Iterator[dict[str, Any]]:
         while True:
             self.batches.set_epoch(self.epoch)
-            for rows in self.batches.iterate(start_batch=self.batch_in_epoch):
+            for rows in _drawn(self.batches.iterate(start_batch=self.batch_in_epoch)):
                 self.batch_in_epoch += 1
-                position = count % per_step
-                batch = self._to_device(rows, self.options.batch_size, (self.options.seed, self.step, position))
-                batch.weight = len(batch) * world / (self.options.batch_size * per_step)
-                batch.is_last = position == per_step - 1
-                count += 1
-                yield batch
+                yield rows
             self.epoch, self.batch_in_epoch = self.epoch + 1, 0
+
+    def _batches_of_step(self, rows: Iterator[dict[str, Any]]) -> Iterator[Batch]:
+        # All at once: how many rows a step has is known when its last unreadable image has been left out.
+        step = list(islice(rows, self.options.gradient_accumulation_steps))
+        sizes = [part["global_size"] for part in step]
+        self.images_skipped += self.options.batch_size * len(step) - sum(sizes)
+        for position, (part, size) in enumerate(zip(step, sizes, strict=True)):
+            batch = self._to_device(part, size, (self.options.seed, self.step, position))
+            batch.weight = len(batch) * self.accelerator.num_processes / sum(sizes)
+            batch.is_last = position == len(step) - 1
+            yield batch
 
     def _to_device(self, rows: dict[str, torch.Tensor], global_size: int, seed: tuple[int, ...]) -> Batch:
         index, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -1004,8 +1015,14 @@ class TrainingRun:
         """Whether a checkpoint is due after this step; one is when the run is told to stop."""
         if self._signal and self.accelerator.num_processes == 1 and not self.stopping:
             self.stopping = "signal to stop"
+        if self._stopped_by_signal:
+            return True  # also with `--save_steps 0`
         is_end = self.step == self.max_steps or bool(self.stopping)
         return bool(self.save_steps) and (self.step % self.save_steps == 0 or is_end)
+
+    @property
+    def _stopped_by_signal(self) -> bool:
+        return self.stopping is not None and self.stopping.startswith("signal")
 
     def log(self) -> None:
         """Write the means of the loss and its parts since the last log, learning rate and images per second."""
@@ -1132,9 +1149,8 @@ class TrainingRun:
         if not self.is_main:
             return
         os.fsync(self._log_file.fileno())
-        names = ("step", "epoch", "batch_in_epoch", "best", "evaluations_without_improvement", "stopping")
-        state = {name: getattr(self, name) for name in names}
-        if self.stopping and self.stopping.startswith("signal"):
+        state = {name: getattr(self, name) for name in STATE_NAMES}
+        if self._stopped_by_signal:
             state["stopping"] = None  # that was for this process, not for the run
         state |= {"window": self._window, "term_names": self._term_names, "log_bytes": self._log_file.tell()}
         state["files"] = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
@@ -1173,8 +1189,14 @@ class TrainingRun:
         """
         self._fetch()
         with self._published_weights():
+            self._check_weights()
             state = self.accelerator.get_state_dict(self.model)
             state = {name: tensor.detach().clone() for name, tensor in state.items()}  # these are the live weights
+        if self.is_main and self.images_skipped:
+            record = json.loads((self.output_dir / RUN_FILE).read_text(encoding="utf-8"))
+            record["unreadable images skipped in training steps"] = self.images_skipped
+            _write_atomically(self.output_dir / RUN_FILE, json.dumps(record, indent=2) + "\n")
+            print(f"{self.images_skipped} times an unreadable image was left out of a training step")
         self._write_folder("final", lambda folder: self._write_final(folder, state) if self.is_main else None)
         folder = self.output_dir / "final"
         if self.is_main:
@@ -1289,6 +1311,16 @@ def _as_training_error() -> Iterator[None]:
         raise TrainingError(str(error)) from error
 
 
+def _drawn(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; what is wrong with a row of a stream shows only when it is read."""
+    while True:
+        with _as_training_error():
+            rows = next(batches, None)
+        if rows is None:
+            return
+        yield rows
+
+
 def _check_right_to_push(repo_id: str) -> None:
     """Refuse to train what could not be published, as far as the token tells."""
     wanted = f"--push_to_hub to {repo_id}"
@@ -1344,9 +1376,10 @@ def _image_format(dataset, image_column: str | None) -> dict[str, Any]:
 
 def _read_stream(dataset, processor, limit: int, columns: dict[str, Any]) -> ImageArrays:
     """The first images of a streamed split, in memory."""
-    batches = StreamingImageBatches(dataset, processor, 64, shuffle=False, seed=0, drop_last=False, **columns)
+    size = min(limit, 64)
+    batches = StreamingImageBatches(dataset, processor, size, shuffle=False, seed=0, drop_last=False, **columns)
     images, labels, count = [], [], 0
-    for batch in batches:
+    for batch in _drawn(iter(batches)):
         images.append(batch["images"].numpy())
         labels.append(batch["labels"].numpy() if "labels" in batch else None)
         count += len(images[-1])
@@ -1356,6 +1389,7 @@ def _read_stream(dataset, processor, limit: int, columns: dict[str, Any]) -> Ima
         images=np.concatenate(images)[:limit],
         labels=None if labels[0] is None else np.concatenate(labels)[:limit],
         label_names=batches.label_names,
+        skipped=list(batches.skipped),
     )
 
 

@@ -493,6 +493,24 @@ def test_a_signal_saves_and_ends_the_run(number, finished, tmp_path, monkeypatch
     assert metrics(tmp_path) == metrics(finished["vae"])
 
 
+def test_a_signal_saves_where_nothing_else_does(finished, tmp_path, monkeypatch, capsys):
+    original = TrainingRun.clip_gradients
+
+    def clip_gradients(self):
+        if self.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "clip_gradients", clip_gradients)
+        with pytest.raises(SystemExit):
+            train("vae", tmp_path, "--average_decay", "0.9", "--save_steps", "0")
+    assert checkpoints(tmp_path) == [5]
+    assert "continue with --resume_from_checkpoint latest" in capsys.readouterr().out
+    train("vae", tmp_path, "--average_decay", "0.9", "--save_steps", "0", "--resume_from_checkpoint", "latest")
+    assert_equal(weights(tmp_path), weights(finished["vae"]))
+
+
 # --------------------------------------------------------------------------------------------------------------- guards
 
 
@@ -527,6 +545,40 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     with pytest.raises(NonFiniteError, match="after step 6 .* of the model's tensors are not finite"):
         train("vae", tmp_path, "--eval_steps", "0")
     assert checkpoints(tmp_path) == [3]
+
+
+def test_final_weights_that_are_not_finite_are_not_written(tmp_path, monkeypatch):
+    """The last gradient is NaN, and nothing looks at the weights after it but the end."""
+    original = TrainingRun.clip_gradients
+
+    def clip(self):
+        if self.step == 9:
+            next(self.network.parameters()).grad.fill_(float("nan"))
+        original(self)
+
+    monkeypatch.setattr(TrainingRun, "clip_gradients", clip)
+    with pytest.raises(NonFiniteError, match="after step 9 .* of the model's tensors are not finite"):
+        train("vae", tmp_path, "--eval_steps", "0", "--save_steps", "0")
+    assert not (tmp_path / "final").exists()
+
+
+def test_weight_decay_is_for_matrices_and_kernels(tmp_path):
+    vae = ["hfae_vae", "--hidden_sizes", "8", "--latent_size", "4", "--likelihood", "gaussian"]
+    vae += ["--architecture", "resnet"]
+    vqvae = ["hfae_vqvae", *TINY["vqvae"], "--codebook_update", "gradient"]
+    for model_type, *flags in (vae, vqvae):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folder = tmp_path / model_type
+        flags += [*QUICK, "--max_steps", "1", "--weight_decay", "0.1", "--output_dir", str(folder)]
+        run = TrainingRun(parse_arguments(model_type, "", flags))
+        names = {parameter: name for name, parameter in run.network.named_parameters()}
+        decayed, others = ({names[p]: p for p in group["params"]} for group in run.optimizer.param_groups)
+        assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
+        assert run.optimizer.param_groups[1]["weight_decay"] == 0.0
+        assert decayed and all(name.endswith("weight") and p.ndim in (2, 4) for name, p in decayed.items())
+        alone = {name for name, p in others.items() if p.ndim > 1}
+        assert alone == ({"output_scale.raw"} if model_type == "hfae_vae" else {"quantizer.quantizers.0.codebook"})
+        assert len(decayed) + len(others) == len(names)
 
 
 def test_an_exploding_run_says_so(tmp_path):
@@ -621,8 +673,8 @@ def test_early_stopping_and_best(tmp_path):
 
 
 def test_more_codes_in_use_are_better(tmp_path):
-    folder = train("vqvae", tmp_path, "--metric_for_best_model", "code_usage", "--eval_steps", "1")
-    values = [line["code_usage"] for line in metrics(folder, "validation")]
+    folder = train("vqvae", tmp_path, "--metric_for_best_model", "code_perplexity", "--eval_steps", "1")
+    values = [line["code_perplexity"] for line in metrics(folder, "validation")]
     best = json.loads((folder / "best" / "best.json").read_text())
     assert best["value"] == max(values) > min(values) and best["step"] == values.index(max(values)) + 1
 
@@ -654,6 +706,60 @@ def test_streaming(tmp_path, monkeypatch):
         TrainingRun(arguments)
 
 
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of 40 images to train on, the one in row 17 unreadable, and 10 for validation."""
+    from PIL import Image
+
+    for split, count in (("train", 40), ("validation", 10)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for index in range(count):
+            picture = np.random.default_rng(index).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / "images" / split / f"{index:03d}.png")
+    (tmp_path / "images" / "train" / "017.png").write_bytes(b"not an image")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def stream(pictures, tmp_path) -> Path:
+    """The same as parquet files, which are streamed."""
+    import datasets
+
+    for split in ("train", "validation"):
+        files = sorted((pictures / split).iterdir())
+        rows = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+        features = datasets.Features({"image": datasets.Image()})
+        (tmp_path / "stream").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "stream" / f"{split}.parquet")
+    return tmp_path / "stream"
+
+
+def test_unreadable_images_of_a_stream(stream, tmp_path):
+    """Found in the middle of the loop: said without a trace, with the row."""
+    flags = ["--dataset", stream, "--streaming", "--batch_size", "8", "--max_streamed_images", "8"]
+    with pytest.raises(TrainingError, match="(?s)row .* of the stream .*on_bad_image"):
+        train("vqvae", tmp_path / "raise", *flags)
+
+
+def test_steps_without_unreadable_images_are_means_over_the_others(stream, tmp_path, monkeypatch):
+    steps, original = {}, TrainingRun.record
+
+    def record(self, output, batch):
+        steps.setdefault(self.step, []).append((len(batch), batch.weight))
+        original(self, output, batch)
+
+    monkeypatch.setattr(TrainingRun, "record", record)
+    flags = ["--dataset", stream, "--streaming", "--batch_size", "8", "--gradient_accumulation_steps", "2"]
+    folder = train("vqvae", tmp_path / "run", *flags, "--on_bad_image", "skip", "--max_steps", "5")
+    rows = [sum(count for count, _ in batches) for batches in steps.values()]
+    assert sorted(rows) == [15, 15, 16, 16, 16]  # two epochs of 39 images
+    for batches, total in zip(steps.values(), rows, strict=True):
+        assert [weight for _, weight in batches] == pytest.approx([count / total for count, _ in batches])
+    record = json.loads((folder / "run.json").read_text())
+    assert record["unreadable images skipped in training steps"] == 2
+    assert record["settings"]["training images"] == 39 and record["settings"]["unreadable images left out"] == 1
+
+
 def test_training_goes_on_from_other_weights(finished, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     flags = [*QUICK, "--model_name_or_path", str(finished["vae"] / "final"), "--max_steps", "1", "--eval_steps", "1"]
@@ -670,16 +776,8 @@ def test_training_goes_on_from_other_weights(finished, tmp_path):
         TrainingRun(arguments)
 
 
-def test_unreadable_images(tmp_path):
-    from PIL import Image
-
-    for split, count in (("train", 40), ("validation", 10)):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        for index in range(count):
-            picture = np.random.default_rng(index).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-            Image.fromarray(picture).save(tmp_path / "images" / split / f"{index:03d}.png")
-    (tmp_path / "images" / "train" / "017.png").write_bytes(b"not an image")
-    flags = ["--dataset", tmp_path / "images", "--cache_dir", tmp_path / "cache", "--batch_size", "8"]
+def test_unreadable_images(pictures, tmp_path):
+    flags = ["--dataset", pictures, "--cache_dir", tmp_path / "cache", "--batch_size", "8"]
     with pytest.raises(TrainingError, match="(?s)row 17.*on_bad_image"):
         train("vqvae", tmp_path / "raise", *flags)
     folder = train("vqvae", tmp_path / "skip", *flags, "--on_bad_image", "skip")
