@@ -2,10 +2,13 @@
 
 Nothing heavy is imported before the arguments are understood, so `--help` and a mistyped flag answer at once. A mistake
 of the user (a missing file, a wrong name, an unreadable image) ends in one line and exit status 2; `--debug` shows the
-traceback.
+traceback. What goes wrong once model and images are loaded is a fault of ours, unless files or memory are to blame, and
+keeps its traceback.
 """
 
 import argparse
+import contextlib
+import json
 import os
 import shlex
 import sys
@@ -14,8 +17,14 @@ from pathlib import Path
 from . import __version__
 
 PROGRAM = "hf-autoencoders"
+METRICS, RUN = "metrics.json", "run.json"  # beside the weights of a published model
 BATCH_SIZE = 500  # of evaluation.evaluate; a test holds them equal
 IMPORTANCE_SAMPLES = 200
+VALIDATION_FRACTION = 0.1  # of training, likewise
+
+
+class Mistake(ValueError):
+    """Of the user: told in one line."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if arguments.debug or not isinstance(error, _user_errors()):
+        if arguments.debug or not (isinstance(error, (Mistake, OSError)) or _is_out_of_memory(error)):
             raise
         print(f"{PROGRAM} {arguments.verb}: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -47,6 +56,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .evaluation.pictures import draw_model
 
     model, processor = _load_model(arguments)
+    folder = Path(arguments.model) if Path(arguments.model).is_dir() else None
+    output = Path(arguments.output or (folder or Path()) / METRICS)
     train, measured = _load_images(arguments, processor, ["train", arguments.split])
     result = evaluate_model(
         model,
@@ -59,13 +70,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         command=arguments.command_line,
         progress=_progress(arguments),
     )
-    path = write_metrics(arguments.output, result)
+    result["settings"]["validation_fraction"] = arguments.validation_fraction
     for title in ("metrics", "baselines", "not_measured"):
         if result[title]:
             print(title.replace("_", " "))
             for name, value in result[title].items():
                 print(f"  {name:<40} {value if isinstance(value, str) else f'{value:.6g}'}")
-    print(f"written to {path}")
+    print(f"written to {write_metrics(output, result)}")
+    if folder and output.resolve() == (folder / METRICS).resolve():
+        _renew_card(folder, model.config.model_type)
     if arguments.pictures:
         for picture in draw_model(model, measured.images, arguments.pictures, seed=arguments.seed):
             print(f"written to {picture}")
@@ -80,7 +93,7 @@ def _encode(arguments: argparse.Namespace) -> None:
     (images,) = _load_images(arguments, processor, [arguments.split])
     content = arguments.content or ("codes" if hasattr(model, "decode_codes") else "latents")
     if content == "codes" and not hasattr(model, "decode_codes"):
-        raise ValueError(f"{arguments.model} has no discrete codes: use --content latents")
+        raise Mistake(f"{arguments.model} has no discrete codes: use --content latents")
     encoded = encode_images(
         model,
         images.images,
@@ -133,23 +146,24 @@ def _interpolate(arguments: argparse.Namespace) -> None:
     model, processor = _load_model(arguments)
     _require(model, "interpolate", arguments, "no interpolation")
     first, second = _read_images(processor, [arguments.first, arguments.second], model.device).split(1)
-    _save(
-        interpolation_strip(model.interpolate(first, second, steps=arguments.steps, mode=arguments.mode)),
-        arguments.output,
-    )
+    if arguments.steps < 2:
+        raise Mistake(f"--steps must be at least 2, both ends included, got {arguments.steps}")
+    images = model.interpolate(first, second, steps=arguments.steps, mode=arguments.mode)
+    _save(interpolation_strip(images), arguments.output)
 
 
 def _publish(arguments: argparse.Namespace) -> None:
     from .publishing import push_folder
 
-    commit = push_folder(
-        arguments.folder,
-        arguments.repo_id,
-        private=True if arguments.private else None,
-        revision=arguments.revision,
-        commit_message=arguments.commit_message,
-        create_pr=arguments.create_pr,
-    )
+    with _mistakes():
+        commit = push_folder(
+            arguments.folder,
+            arguments.repo_id,
+            private=True if arguments.private else None,
+            revision=arguments.revision,
+            commit_message=arguments.commit_message,
+            create_pr=arguments.create_pr,
+        )
     print(commit.pr_url or commit.commit_url)
 
 
@@ -187,49 +201,115 @@ def _load_model(arguments: argparse.Namespace):
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"no such folder: {name}")
     source = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
-    try:
+    with _mistakes(f"cannot load {name}: "):
         model, loading = AutoModel.from_pretrained(name, output_loading_info=True, **source)
-    except _user_errors() as error:
-        raise ValueError(f"cannot load {name}: {error}") from error
     if not all(hasattr(model, name) for name in ("encode", "decode")) or not hasattr(model.config, "latent_shape"):
-        raise ValueError(f"{name} holds a {type(model).__name__}: expected an image auto-encoder")
+        raise Mistake(f"{name} holds a {type(model).__name__}: expected an image auto-encoder")
     if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
+        raise Mistake(
             f"{name} lacks {len(missing)} of the weights of {type(model).__name__}, for example {missing[0]}: "
             "an encoder that was saved without its decoder cannot be used here"
         )
+    broken = [key for key, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise Mistake(f"{name}: {len(broken)} of the weights hold NaN or infinite values, for example {broken[0]}")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = model.eval().to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        raise ValueError(f"device {device!r} cannot be used: {error}") from error
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, **source)
-    except OSError:  # saved without one: what fits the configuration is known
-        from .models.image_processing_autoencoder import AutoencoderImageProcessor
+        raise Mistake(f"device {device!r} cannot be used: {error}") from error
+    with _mistakes(f"cannot load the image processor of {name}: "):
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, **source)
+        except OSError:  # saved without one: what fits the configuration is known
+            from .models.image_processing_autoencoder import AutoencoderImageProcessor
 
-        processor = AutoencoderImageProcessor.for_model(model.config)
+            processor = AutoencoderImageProcessor.for_model(model.config)
     return model, processor
+
+
+def _training_of(arguments: argparse.Namespace) -> dict:
+    """The arguments of the training run that made the model, as its `run.json` has them; empty when there is none."""
+    from transformers.utils import cached_file
+
+    name = arguments.model
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none, or of another program
+        if Path(name).is_dir():  # `best/` and checkpoints lie in the folder of their run
+            files = [Path(name).resolve() / RUN, Path(name).resolve().parent / RUN]
+            file = next((file for file in files if file.is_file()), None)
+        else:
+            quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+            file = cached_file(name, RUN, revision=arguments.revision, **quiet)
+        return dict(json.loads(Path(file).read_text("utf-8"))["arguments"])
+    return {}
+
+
+def _as_in_training(arguments: argparse.Namespace) -> None:
+    """Read the corpus as the training of the model did, where that was on the same one, and refuse to measure on rows
+    it was trained on."""
+    run = _training_of(arguments)
+    trained_on = str(run.get("dataset"))
+    fraction = arguments.validation_fraction
+    if trained_on != arguments.corpus and Path(trained_on).resolve() != Path(arguments.corpus).resolve():
+        arguments.validation_fraction = fraction or VALIDATION_FRACTION
+        return
+    taken = []
+    trained_fraction = run.get("validation_fraction") or VALIDATION_FRACTION
+    if fraction and fraction > trained_fraction:
+        # the rows of a smaller fraction are among those of a larger one
+        raise Mistake(
+            f"{arguments.model} was trained on {arguments.corpus} with --validation_fraction {trained_fraction:g}: "
+            f"with {fraction:g} the validation split would hold rows it was trained on. Leave out the flag"
+        )
+    if fraction is None and trained_fraction != VALIDATION_FRACTION:
+        taken.append(f"--validation_fraction {trained_fraction:g}")
+    arguments.validation_fraction = fraction or trained_fraction
+    for flag, name in (
+        ("config_name", "dataset_config_name"),
+        ("corpus_revision", "dataset_revision"),
+        ("image_column", "image_column"),
+        ("label_column", "label_column"),
+    ):
+        if getattr(arguments, flag) is None and run.get(name):
+            setattr(arguments, flag, run[name])
+            taken.append(f"--{flag} {run[name]}")
+    if taken:
+        print(f"as in training: {' '.join(taken)}", file=sys.stderr)
+
+
+def _renew_card(folder: Path, model_type: str) -> None:
+    """Put the numbers into the card of a model folder, unless that has none or its owner's."""
+    from .publishing import CARD, VARIANTS, write_card
+
+    if (folder / CARD).is_file() and model_type in VARIANTS:
+        write_card(folder)
 
 
 def _load_images(arguments: argparse.Namespace, processor, names: list[str]) -> list:
     """The named splits of the corpus, decoded."""
     from .data import image_arrays, load_corpus
 
-    splits = load_corpus(arguments.corpus, arguments.config_name, revision=arguments.corpus_revision)
-    if unknown := [name for name in names if name not in splits]:
-        raise ValueError(f"{arguments.corpus} has no split {unknown[0]!r}: expected one of {', '.join(splits)}")
-    decoded = {
-        name: image_arrays(
-            splits[name],
-            processor,
-            image_column=arguments.image_column,
-            label_column=arguments.label_column,
-            on_bad_image="skip" if arguments.skip_bad_images else "raise",
-            progress=_progress(arguments),
+    _as_in_training(arguments)
+    with _mistakes():
+        splits = load_corpus(
+            arguments.corpus,
+            arguments.config_name,
+            revision=arguments.corpus_revision,
+            validation_fraction=arguments.validation_fraction,
         )
-        for name in dict.fromkeys(names)
-    }
+        if unknown := [name for name in names if name not in splits]:
+            raise Mistake(f"{arguments.corpus} has no split {unknown[0]!r}: expected one of {', '.join(splits)}")
+        decoded = {
+            name: image_arrays(
+                splits[name],
+                processor,
+                image_column=arguments.image_column,
+                label_column=arguments.label_column,
+                on_bad_image="skip" if arguments.skip_bad_images else "raise",
+                progress=_progress(arguments),
+            )
+            for name in dict.fromkeys(names)
+        }
     return [decoded[name] for name in names]
 
 
@@ -255,7 +335,7 @@ def _read_images(processor, paths: list[str], device):
         try:
             batch.append(processor(path, return_tensors="pt")["pixel_values"])
         except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise Mistake(f"{path}: {error}") from error
     return torch.cat(batch).to(device)
 
 
@@ -266,16 +346,16 @@ def _output_files(images: list[str], folder: str) -> list[Path]:
     for image in images:
         path = Path(folder) / f"{Path(image).stem}.png"
         if path in taken:
-            raise ValueError(f"{taken[path]} and {image} would both be written to {path}: rename one of them")
+            raise Mistake(f"{taken[path]} and {image} would both be written to {path}: rename one of them")
         if path.resolve() in inputs:
-            raise ValueError(f"{path} is one of the input images: choose another folder with --output")
+            raise Mistake(f"{path} is one of the input images: choose another folder with --output")
         taken[path] = image
     return list(taken)
 
 
 def _require(model, method: str, arguments: argparse.Namespace, lack: str) -> None:
     if not hasattr(model, method):
-        raise ValueError(f"{arguments.model} holds a {type(model).__name__} model, which has {lack}")
+        raise Mistake(f"{arguments.model} holds a {type(model).__name__} model, which has {lack}")
 
 
 def _save(picture, path: str) -> None:
@@ -288,13 +368,24 @@ def _progress(arguments: argparse.Namespace) -> bool:
     return sys.stderr.isatty() and not arguments.quiet
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
-    """Exceptions that say what the user can mend; anything else is a fault of ours and keeps its traceback."""
+@contextlib.contextmanager
+def _mistakes(prefix: str = ""):
+    """Around what reads or sends what the user named: its errors say what the user can mend."""
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import HTTPError, StrictDataclassError  # the former of the library it speaks HTTP with
     from safetensors import SafetensorError
 
-    return (OSError, ValueError, RuntimeError, ImportError, DatasetsError, StrictDataclassError, SafetensorError)
+    kinds = (OSError, ValueError, RuntimeError, ImportError, DatasetsError, StrictDataclassError, SafetensorError)
+    try:
+        yield
+    except (*kinds, HTTPError) as error:
+        raise Mistake(f"{prefix}{error}" if str(error) else f"{prefix}{type(error).__name__}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def _one_line(error: Exception) -> str:
@@ -311,6 +402,22 @@ def _whole_number(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1 (exclusive), got {text!r}")
     return value
 
 
@@ -362,6 +469,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("corpus", metavar="CORPUS", help='"digits", dataset id on the Hub, .parquet file or folder')
         options = sub.add_argument_group("corpus")
         options.add_argument("--split", default="validation", help=f"split to {use}")
+        options.add_argument(
+            "--validation_fraction",
+            type=_fraction,
+            metavar="SHARE",
+            help="share of the training rows held out as validation if the corpus has no such split; when not given, "
+            f"as in the training of the model if that was on this corpus, else {VALIDATION_FRACTION}",
+        )
         options.add_argument("--config_name", help="configuration of a dataset that has several")
         options.add_argument("--corpus_revision", help="branch, tag or commit of a dataset on the Hub")
         options.add_argument("--image_column", help="column with the images; guessed when not given")
@@ -376,14 +490,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-o", "--output", default=default, required=default is None, metavar="PATH", help=help)
 
     def seed(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--seed", type=int, default=0, help="seed of everything random")
+        sub.add_argument("--seed", type=_seed, default=0, help="seed of everything random")
 
     evaluate = verb(
         "evaluate",
         _evaluate,
         "measure a model and write one JSON",
         "Reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the same size or "
-        "of equal bits, and a linear probe where there are labels.",
+        "of equal bits, and a linear probe where there are labels. On a model folder the numbers go into its "
+        "metrics.json and card (in the place of those of its training), which is what publish uploads; --output keeps "
+        "them apart.",
     )
     model(evaluate)
     corpus(evaluate, "measure; train serves the baselines")
@@ -395,7 +511,9 @@ def _parser() -> argparse.ArgumentParser:
         help="samples of the likelihood of a VAE",
     )
     seed(evaluate)
-    output(evaluate, "metrics.json", "file of the numbers")
+    evaluate.add_argument(
+        "-o", "--output", metavar="PATH", help=f"file of the numbers; MODEL/{METRICS} for a folder, else ./{METRICS}"
+    )
     evaluate.add_argument("--pictures", metavar="DIR", help="also draw reconstructions and samples into this folder")
 
     encode = verb("encode", _encode, "write the latents or codes of a corpus to a safetensors file")

@@ -1,8 +1,11 @@
 """The command line as a user meets it: verbs, outputs, and one line for every mistake."""
 
+import inspect
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+import hf_autoencoders
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
 from hf_autoencoders.data import image_arrays, load_corpus
 from hf_autoencoders.evaluation import evaluate
+from hf_autoencoders.training_run import CorpusArguments
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +72,82 @@ def test_evaluate_writes_one_json(folders, name, tmp_path, capsys):
     result = json.loads(output.read_text())
     assert result["command"].startswith(f"hf-autoencoders evaluate {folders[name]} digits --split test")
     assert result["corpus"] == {"name": "digits", "split": "test", "rows": 300, "train_rows": 1197}
+    assert result["versions"]["hf-autoencoders"] == hf_autoencoders.__version__
     assert result["seed"] == 3 and result["name"] == name
     assert f"{result['metrics']['mse']:.6g}" in printed and "ssim" in printed
     assert (pictures / "reconstructions.png").is_file()
     assert (pictures / "samples.png").is_file() == (name == "vae")
+
+
+@pytest.fixture
+def trained(folders, tmp_path, monkeypatch):
+    """Makes a model folder as a training run leaves it, and a corpus without a validation split."""
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
+    load_corpus("digits")["train"].select(range(200)).to_parquet(tmp_path / "corpus.parquet")
+
+    def make(name="final", inside=True, **arguments):
+        folder = shutil.copytree(folders["autoencoder"], tmp_path / "run" / name, dirs_exist_ok=True)
+        arguments = {"dataset": str(tmp_path / "corpus.parquet"), "validation_fraction": 0.2} | arguments
+        run = (folder if inside else folder.parent) / "run.json"
+        run.write_text(json.dumps({"command": "python train.py", "arguments": arguments}))
+        return folder, str(tmp_path / "corpus.parquet")
+
+    return make
+
+
+def rows_of_validation(capsys, folder, corpus, *argv) -> tuple[int, int]:
+    output = Path(folder).parent / "numbers.json"
+    run(capsys, "evaluate", str(folder), corpus, "-o", str(output), *argv)
+    result = json.loads(output.read_text())
+    return result["corpus"]["rows"], result["corpus"]["train_rows"]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_evaluate_holds_out_the_rows_that_training_held_out(trained, inside, capsys):
+    folder, corpus = trained("best", inside=inside)
+
+    def rows(fraction):
+        return len(load_corpus(corpus, validation_fraction=fraction)["validation"])
+
+    assert rows(0.1) < rows(0.2) < rows(0.3)
+    assert rows_of_validation(capsys, folder, corpus) == (rows(0.2), 200 - rows(0.2))
+    assert rows_of_validation(capsys, folder, corpus, "--seed", "5")[0] == rows(0.2)
+    assert rows_of_validation(capsys, folder, corpus, "--validation_fraction", "0.1")[0] == rows(0.1)  # of the same
+    message = fail(capsys, "evaluate", str(folder), corpus, "--validation_fraction", "0.3")
+    assert "was trained on" in message and "with --validation_fraction 0.2: with 0.3" in message
+    assert "0.3" in fail(
+        capsys, "encode", str(folder), corpus, "--validation_fraction", "0.3", "-o", str(folder / "codes")
+    )
+    other = shutil.copyfile(corpus, Path(corpus).with_name("other.parquet"))  # for all that is known
+    assert rows_of_validation(capsys, folder, str(other), "--validation_fraction", "0.3")[0] == rows(0.3)
+    assert rows_of_validation(capsys, folder, str(other))[0] == rows(0.1)
+
+
+def test_evaluate_reads_the_columns_that_training_read(trained, capsys, monkeypatch, tmp_path):
+    folder, corpus = trained(label_column="none", image_column="image", validation_fraction=0.1)
+    monkeypatch.chdir(tmp_path)  # the same file by another name
+    assert cli.main(["evaluate", str(folder), "corpus.parquet", "-o", str(tmp_path / "numbers.json")]) == 0
+    assert "as in training: --image_column image --label_column none" in capsys.readouterr().err
+    result = json.loads((tmp_path / "numbers.json").read_text())
+    assert result["not_measured"]["linear_probe"] == "the corpus has no labels"
+    assert result["settings"]["validation_fraction"] == 0.1
+    (folder / "run.json").write_text("[]")
+    assert rows_of_validation(capsys, folder, corpus)[0] == result["corpus"]["rows"]
+
+
+def test_evaluate_puts_the_numbers_where_publish_takes_them_from(trained, capsys, monkeypatch, tmp_path):
+    from hf_autoencoders.publishing import published_files, save_for_hub
+
+    folder, corpus = trained()
+    save_for_hub(AutoencoderModel.from_pretrained(folder), folder)
+    monkeypatch.chdir(tmp_path)
+    printed = run(capsys, "evaluate", str(folder), corpus)
+    assert f"written to {folder}/metrics.json" in printed and not (tmp_path / "metrics.json").exists()
+    psnr = json.loads((folder / "metrics.json").read_text())["metrics"]["psnr"]
+    assert f"{psnr:.2f}" in (folder / "README.md").read_text() and "metrics.json" in published_files(folder)
+    before = (folder / "README.md").read_text()
+    run(capsys, "evaluate", str(folder), corpus, "--split", "train", "-o", "elsewhere.json")
+    assert (folder / "README.md").read_text() == before and (tmp_path / "elsewhere.json").is_file()
 
 
 def test_encode_writes_codes_or_latents_with_labels(folders, tmp_path, capsys):
@@ -123,8 +200,6 @@ def test_variants_lists_the_registry(capsys):
 
 
 def test_a_model_saved_without_processor_gets_the_one_that_fits(folders, tmp_path, capsys):
-    import shutil
-
     folder = shutil.copytree(folders["vae"], tmp_path / "model")
     (folder / "preprocessor_config.json").unlink(missing_ok=True)
     run(capsys, "encode", str(folder), "digits", "-o", str(tmp_path / "latents.safetensors"))
@@ -165,8 +240,6 @@ def test_mistakes_with_files_are_named(folders, digit_files, tmp_path, capsys):
 
 
 def test_corrupt_and_incomplete_weights_are_refused(folders, tmp_path, capsys):
-    import shutil
-
     from safetensors.torch import load_file as load_tensors
     from safetensors.torch import save_file
 
@@ -207,12 +280,35 @@ def test_our_own_faults_keep_their_traceback(monkeypatch, folders):
         cli.main(["sample", folders["vae"]])
 
 
+@pytest.mark.parametrize("fault", [RuntimeError("shapes"), ValueError("a fault of ours")])
+def test_what_goes_wrong_after_loading_keeps_its_traceback(monkeypatch, folders, capsys, tmp_path, fault):
+    def fail_(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(VAEModel, "encode", fail_)
+    with pytest.raises(type(fault), match=str(fault)):
+        cli.main(["encode", folders["vae"], "digits", "-o", str(tmp_path / "latents")])
+    fault = torch.OutOfMemoryError("no memory: a smaller --batch_size helps")
+    assert "no memory" in fail(capsys, "encode", folders["vae"], "digits", "-o", str(tmp_path / "latents"))
+
+
+def test_weights_that_are_not_numbers_are_refused(folders, tmp_path, capsys):
+    model = AutoencoderModel.from_pretrained(folders["autoencoder"])
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    message = fail(capsys, "evaluate", str(tmp_path / "broken"), "digits", "-o", str(tmp_path / "metrics.json"))
+    assert "1 of the weights hold NaN or infinite values" in message
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "VERB"),
         (["evaluat", "a", "b"], "invalid choice"),
         (["sample", "a", "-n", "0"], "expected a whole number >= 1, got '0'"),
+        (["sample", "a", "--seed", "-1"], "expected a whole number >= 0, got '-1'"),
+        (["evaluate", "a", "b", "--validation_fraction", "1"], "between 0 and 1 (exclusive), got '1'"),
         (["sample", "a", "--samples", "3"], "unrecognized arguments"),
         (["sample", "a", "--num", "3"], "unrecognized arguments"),
         (["encode", "a", "digits"], "-o/--output"),
@@ -229,6 +325,9 @@ def test_defaults_are_those_of_the_library():
     assert arguments.batch_size == evaluate.DEFAULT_BATCH_SIZE
     assert arguments.num_importance_samples == evaluate.DEFAULT_IMPORTANCE_SAMPLES
     assert arguments.trust_remote_code is False
+    for function in (load_corpus, CorpusArguments):
+        default = inspect.signature(function).parameters["validation_fraction"].default
+        assert default == cli.VALIDATION_FRACTION
 
 
 def test_help_imports_nothing_heavy(script_env):
