@@ -199,6 +199,9 @@ FREE_ON_RESUME = (
     "hub_model_id hub_private_repo"
 ).split()
 
+# Flags that say nothing about how to repeat a run, or that only its owner should know.
+NOT_IN_COMMAND = ("output_dir", "cache_dir", "hub_model_id", "resume_from_checkpoint")
+
 
 @dataclass
 class Arguments:
@@ -272,11 +275,37 @@ def parse_arguments(
         config_class(**model_fields)
     except (StrictDataclassError, ValueError) as error:
         parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
-    script = Path(sys.argv[0])
-    launched = ["training/" + script.name] if script.parent.name == "training" else [str(script)]
-    command = shlex.join(["accelerate", "launch", *launched, *argv])
+    command = _command_line(Path(sys.argv[0]), argv)
     rest = rest[0] if extra else None
     return Arguments(variant, corpus, run, model_fields, rest, explicit, command, frozenset(higher_is_better))
+
+
+def _command_line(script: Path, argv: Sequence[str]) -> str:
+    """How to repeat this run, fit for publishing: with the launcher, and without what is private or for once."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch` sets it always
+        several = ["--multi_gpu", "--num_processes", processes] if processes != "1" else []
+        launcher = ["accelerate", "launch", *several]
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = ["torchrun", "--nproc_per_node", processes]
+    else:
+        launcher = ["python"]
+    name = f"training/{script.name}" if script.resolve().parent.name == "training" else script.name
+    words, left = [], list(argv)
+    while left:
+        word = left.pop(0)
+        if word.split("=")[0] in [f"--{flag}" for flag in NOT_IN_COMMAND]:
+            if "=" not in word and left:
+                left.pop(0)
+        else:
+            flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+            words.append(flag + equals + without_folder(value))
+    return shlex.join([*launcher, name, *words])
+
+
+def without_folder(value: Any) -> Any:
+    """Of an absolute path its last part, which tells nothing about a computer; anything else as it is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -1224,7 +1253,7 @@ class TrainingRun:
         metrics = None
         if self.options.final_evaluation:
             corpus = self.arguments.corpus
-            described = {"name": corpus.dataset, "split": "validation"}
+            described = {"name": without_folder(corpus.dataset), "split": "validation"}
             described |= {"config_name": corpus.dataset_config_name} if corpus.dataset_config_name else {}
             described |= {"revision": corpus.dataset_revision} if corpus.dataset_revision else {}
             metrics = evaluate_model(
@@ -1236,6 +1265,7 @@ class TrainingRun:
                 seed=self.options.seed,
                 command=self.arguments.command,
             )
+            metrics["settings"]["num_processes_of_training"] = self.accelerator.num_processes
         for name, picture in self.pictures(model).items():
             picture.save(folder / f"{name}.png")
         (folder / "recipe.yaml").write_text(self._recipe(), encoding="utf-8")
@@ -1244,9 +1274,20 @@ class TrainingRun:
             folder,
             image_processor=self.processor,
             metrics=metrics,
-            run=self.output_dir / RUN_FILE,
-            model_id=self.options.hub_model_id or (self.output_dir / "final").as_posix(),
+            run=self._published_record(),
+            model_id=self.options.hub_model_id or (self._published_dir() / "final").as_posix(),
         )
+
+    def _published_dir(self) -> Path:
+        return Path(self.output_dir.name) if self.output_dir.is_absolute() else self.output_dir
+
+    def _published_record(self) -> dict[str, Any]:
+        """`run.json` as everybody may read it."""
+        record = json.loads((self.output_dir / RUN_FILE).read_text(encoding="utf-8"))
+        for group in ("settings", "arguments"):
+            public = {name: value for name, value in record[group].items() if name not in NOT_IN_COMMAND}
+            record[group] = {name: without_folder(value) for name, value in public.items()}
+        return record
 
     def _recipe(self) -> str:
         """The flags of this run as a recipe file, without those that say where it ran."""
@@ -1255,7 +1296,8 @@ class TrainingRun:
         groups += [dataclasses.asdict(arguments.extra)] if arguments.extra else []
         values = {name: value for group in groups for name, value in group.items() if name in arguments.explicit}
         local = {*FREE_ON_RESUME, "use_cpu"} - {"final_weights", "num_importance_samples"}
-        return yaml.safe_dump({name: value for name, value in values.items() if name not in local}, sort_keys=False)
+        values = {name: without_folder(value) for name, value in values.items() if name not in local}
+        return yaml.safe_dump(values, sort_keys=False)
 
     def pictures(self, model: torch.nn.Module) -> dict[str, Any]:
         """PIL images by name: validation images over their reconstructions and, where there is a prior, samples.

@@ -234,6 +234,33 @@ def test_recipes_fit_their_script(recipe, monkeypatch):
         module.main(["--recipe", str(recipe)])
 
 
+@pytest.mark.parametrize(
+    ("env", "launcher"),
+    [
+        ({}, "python"),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "no", "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"},
+            "accelerate launch --multi_gpu --num_processes 4",
+        ),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, "torchrun --nproc_per_node 2"),
+    ],
+)
+def test_the_command_is_what_ran_without_what_is_private(env, launcher, monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "training" / "train_vqvae.py")])
+    argv = (
+        "--output_dir /home/me/run --cache_dir=/tmp/x --hub_model_id me/secret --dataset /home/me/cats --seed 3".split()
+    )
+    argv += ["--resume_from_checkpoint", "latest", "--hidden_sizes", "8", "16", "--model_name_or_path=/home/me/start"]
+    command = parse_arguments("hfae_vqvae", "", argv).command
+    kept = "--dataset cats --seed 3 --hidden_sizes 8 16 --model_name_or_path=start"
+    assert command == f"{launcher} training/train_vqvae.py {kept}"
+
+
 # ------------------------------------------------------------------------------------------------------ parts of a run
 
 
@@ -301,7 +328,7 @@ def test_a_run_leaves_everything(variant, finished):
     assert all({"loss", "reconstruction_loss", "epoch"} <= line.keys() for line in lines)
     assert lines[0]["epoch"] == pytest.approx(2 / (1197 // 32), abs=1e-4)
     record = json.loads((folder / "run.json").read_text())
-    assert record["settings"]["batch_size"] == 32 and record["command"].startswith("accelerate launch")
+    assert record["settings"]["batch_size"] == 32 and record["settings"]["num_processes"] == 1
     assert record["machine"] and record["versions"]["torch"] == torch.__version__
     model = AutoModel.from_pretrained(folder / "final")
     processor = AutoImageProcessor.from_pretrained(folder / "final")
@@ -346,6 +373,24 @@ def test_pictures_and_final_evaluation(tmp_path):
     assert measured["seed"] == 0 and measured["corpus"]["name"] == "digits"
     assert measured["settings"]["num_importance_samples"] == 2 and measured["metrics"]["mse"] > 0
     assert "nll" in (folder / "final" / "README.md").read_text().lower()
+
+
+def test_what_is_published_names_no_folder_of_this_computer(pictures, finished, tmp_path):
+    (pictures / "train" / "017.png").unlink()
+    (tmp_path / "recipe.yaml").write_text(f"dataset: {pictures}\n")
+    first = train("autoencoder", tmp_path / "first", "--recipe", tmp_path / "recipe.yaml", "--batch_size", "8")
+    flags = ["--recipe", tmp_path / "recipe.yaml", "--cache_dir", tmp_path / "cache", "--batch_size", "8"]
+    flags += ["--model_name_or_path", first / "final", "--final_evaluation", "true", "--hub_model_id", "me/secret"]
+    folder = train("autoencoder", tmp_path / "run", *flags)
+    for final in (first / "final", folder / "final"):
+        texts = {path.name: path.read_bytes() for path in final.iterdir() if path.is_file()}
+        assert {"run.json", "README.md", "recipe.yaml"} <= texts.keys()
+        assert not [name for name, text in texts.items() if str(tmp_path).encode() in text]
+    measured, record = (json.loads((folder / "final" / name).read_text()) for name in ("metrics.json", "run.json"))
+    for command in (measured["command"], record["command"]):
+        assert "--output_dir" not in command and "secret" not in command and "--recipe recipe.yaml" in command
+    assert measured["corpus"]["name"] == "images" and measured["settings"]["num_processes_of_training"] == 1
+    assert record["settings"]["dataset"] == "images" and record["settings"]["num_processes"] == 1
 
 
 def test_tensorboard(tmp_path):

@@ -103,7 +103,7 @@ def test_all_defaults(script_env, tmp_path):
     folder = tmp_path / "runs" / "vqvae-digits"
     assert "the finished model is in runs/vqvae-digits/final" in output and "validation loss" in output
     measured = json.loads((folder / "final" / "metrics.json").read_text())
-    assert measured["command"].startswith("accelerate launch training/train_vqvae.py")
+    assert measured["command"] == "accelerate launch training/train_vqvae.py"
     assert measured["metrics"]["mse"] < 0.075  # the mean image has 0.074
     assert (folder / "final" / "reconstructions.png").exists() and (folder / "final" / "README.md").exists()
 
@@ -152,6 +152,8 @@ def test_kill_and_resume(one_process, killer, script_env, tmp_path):
 def test_two_processes(one_process, killer, script_env, tmp_path):
     """They give the model of one process within rounding; and when one is killed, a resume is exact."""
     run([*TWO, script("vqvae"), *SHORT, "--output_dir", "whole"], script_env, tmp_path)
+    command = json.loads((tmp_path / "whole" / "final" / "run.json").read_text())["command"]
+    assert command.startswith("accelerate launch --multi_gpu --num_processes 2 training/train_vqvae.py --hidden_sizes")
     for name, tensor in weights(one_process).items():
         torch.testing.assert_close(weights(tmp_path / "whole")[name], tensor, rtol=1e-3, atol=1e-5)
     for two, one in zip(metrics(tmp_path / "whole"), metrics(one_process), strict=True):
