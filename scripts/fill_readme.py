@@ -40,9 +40,9 @@ def sentence(shown: dict[str, str], values: dict[str, float]) -> str:
 def command(result: dict) -> str:
     """The command of one result; a corpus that lay on somebody's disk is `path/to/` it."""
     name = result["corpus"]["name"]
-    if not result["corpus"].get("revision"):
-        return result["command"].replace(f"--dataset {name}", f"--dataset path/to/{Path(name).name}")
-    return result["command"]
+    if not name.startswith((".", "/", "~")):
+        return result["command"]
+    return result["command"].replace(f"--dataset {name}", f"--dataset path/to/{Path(name).name}")
 
 
 def circumstances(result: dict) -> list[str]:
