@@ -1,7 +1,7 @@
-"""What every training run shares: arguments, seeds, Accelerator, corpus, checkpoints, exact resume, logs, publishing.
+"""What every training run shares: seeds, Accelerator, corpus, checkpoints, exact resume, logs, publishing.
 
 The loops themselves are written out in `training/train_<variant>.py`; this module supplies the lines that are the same
-in all of them. A run writes into its `output_dir`:
+in all of them; `training_arguments` reads their command line. A run writes into its `output_dir`:
 
     run.json                  the arguments, versions and machine
     metrics.jsonl             one JSON object a line: training means of a window of steps, or a whole evaluation
@@ -15,49 +15,38 @@ on the number of processes comes from a generator seeded by (seed, step): see [`
 beside its place, flushed to disk and renamed, so a name `step-*` is always a whole checkpoint.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import hashlib
-import inspect
 import json
 import math
 import os
-import re
-import shlex
 import shutil
 import signal
-import sys
 import threading
 import time
-import types
-import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, LoggerType, gather_object, parse_flag_from_env, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     StrictDataclassError,
 )
-from huggingface_hub.utils import validate_repo_id
 from PIL import ImageOps
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, PreTrainedConfig, get_scheduler
+from transformers import get_scheduler
 from transformers.utils import logging
 
 from .data.corpora import load_corpus
@@ -72,7 +61,7 @@ from .data.images import (
 from .evaluation.evaluate import describe_machine, evaluate_model, library_versions
 from .evaluation.pictures import image_grid, reconstruction_grid
 from .models.image_processing_autoencoder import AutoencoderImageProcessor
-from .registry import VARIANTS
+from .training_arguments import FREE_ON_RESUME, NOT_PUBLISHED, Arguments, model_arguments, without_folder
 
 RUN_FILE = "run.json"
 STATE_FILE = "run_state.json"
@@ -86,389 +75,6 @@ class TrainingError(SystemExit):
 
 class NonFiniteError(TrainingError):
     """A loss, a weight or an evaluation is NaN or infinite."""
-
-
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
-def _option(default: Any, help: str, **kwargs) -> Any:
-    return field(default=default, metadata={"help": help, **kwargs})
-
-
-@dataclass
-class CorpusArguments:
-    """Which images to train on."""
-
-    _argument_group_name: typing.ClassVar[str] = "corpus"
-
-    dataset: str = _option(
-        "digits",
-        "`digits` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved dataset.",
-    )
-    dataset_config_name: str | None = _option(None, "Configuration of a dataset on the Hub.")
-    dataset_revision: str | None = _option(None, "Branch, tag or commit of a dataset on the Hub.")
-    streaming: bool = _option(False, "Read the corpus as it trains instead of decoding it once to disk first.")
-    max_streamed_images: int = _option(
-        10_000, "With --streaming: images of each split that evaluation reads (training has no limit)."
-    )
-    image_column: str | None = _option(None, "Column with the images; guessed when not given.")
-    label_column: str | None = _option(None, "Column with the labels, used by the evaluation; guessed when not given.")
-    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
-    on_bad_image: Literal["raise", "skip"] = _option(
-        "raise", "What to do with unreadable images: stop, or skip and count."
-    )
-    cache_dir: str | None = _option(None, "Where decoded images are kept between runs.")
-
-
-SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
-
-
-@dataclass
-class RunArguments:
-    """How to train."""
-
-    _argument_group_name: typing.ClassVar[str] = "training"
-
-    output_dir: str | None = _option(None, "Folder of this run; `runs/<variant>-<dataset>` when not given.")
-    overwrite_output_dir: bool = _option(False, "Delete the run that `output_dir` holds and start anew.")
-    resume_from_checkpoint: str | None = _option(
-        None, "`latest`, or the path of one checkpoint of this run: continue, to the same weights as if never stopped."
-    )
-    model_name_or_path: str | None = _option(
-        None, "Start from these weights and their configuration; model flags that are given override it."
-    )
-    seed: int = _option(0, "Seed of everything random.")
-    batch_size: int = _option(64, "Images of one forward pass, over all processes together.")
-    gradient_accumulation_steps: int = _option(1, "Batches added up for one optimizer step.")
-    num_epochs: float = _option(10.0, "Passes over the training split, unless `max_steps` is given.")
-    max_steps: int | None = _option(None, "Optimizer steps.")
-    learning_rate: float = _option(1e-3, "Highest learning rate of AdamW.")
-    weight_decay: float = _option(
-        0.0, "AdamW weight decay of matrices and kernels; biases, norms, scales and codebooks have none."
-    )
-    adam_beta1: float = _option(0.9, "AdamW beta1.")
-    adam_beta2: float = _option(0.999, "AdamW beta2.")
-    adam_epsilon: float = _option(1e-8, "AdamW epsilon.")
-    lr_scheduler_type: Literal[SCHEDULES] = _option("cosine", "Shape of the learning rate over the run.")
-    warmup_ratio: float = _option(0.05, "Share of the steps in which the learning rate rises from 0.")
-    max_grad_norm: float = _option(1.0, "Gradients are scaled down to this norm; 0: never.")
-    average_decay: float = _option(
-        0.0, "Keep a moving average of the weights with this decay, evaluate and publish it; 0: off."
-    )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
-        None, "Autocast type; what `accelerate config` says when not given."
-    )
-    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
-    deterministic: bool = _option(False, "Use deterministic algorithms only; exact resume on GPUs needs it.")
-    use_cpu: bool = _option(False, "Train on the CPU even where there is a GPU.")
-    logging_steps: int = _option(20, "Steps between two lines of training metrics.")
-    eval_steps: int | None = _option(
-        None, "Steps between two evaluations; default: once an epoch (streaming: 1000), 0: never."
-    )
-    eval_batch_size: int = _option(256, "Images of one evaluation pass, over all processes together.")
-    early_stopping_patience: int | None = _option(None, "Stop after this many evaluations without improvement.")
-    early_stopping_threshold: float = _option(0.0, "Least change of the metric that counts as improvement.")
-    metric_for_best_model: str = _option(
-        "loss", "Evaluation metric that decides which model is best: a loss, or another number the script reports."
-    )
-    final_weights: Literal["last", "best"] = _option(
-        "last", "Weights that become `final`: of the last step or the best."
-    )
-    save_steps: int | None = _option(
-        None,
-        "Steps between two checkpoints, and at the end; default: once an epoch (streaming: 1000), 0: never.",
-    )
-    checkpoint_total_limit: int = _option(2, "Checkpoints kept; older ones are deleted.")
-    num_pictures: int = _option(24, "Images in the reconstruction and sample pictures of each evaluation; 0: none.")
-    report_to: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Trackers of Accelerate: tensorboard, trackio, wandb ... (metrics.jsonl is always written)."},
-    )
-    disable_progress_bar: bool = _option(False, "No progress bar.")
-    final_evaluation: bool = _option(True, "Measure the finished model for its card (metrics.json).")
-    num_importance_samples: int = _option(200, "Samples of the likelihood in the final evaluation of a VAE.")
-    push_to_hub: bool = _option(False, "Upload `final` to the Hub when the run is done.")
-    hub_model_id: str | None = _option(None, "Repository to upload to: ORGANISATION/NAME.")
-    hub_private_repo: bool = _option(False, "Create the repository as a private one.")
-
-
-# Arguments that may differ between a run and its continuation: they leave the weights as they are.
-FREE_ON_RESUME = (
-    "output_dir overwrite_output_dir resume_from_checkpoint cache_dir logging_steps save_steps checkpoint_total_limit "
-    "num_pictures report_to disable_progress_bar final_weights final_evaluation num_importance_samples push_to_hub "
-    "hub_model_id hub_private_repo"
-).split()
-
-# Flags that say nothing about how to repeat a run, or that only its owner should know.
-NOT_IN_COMMAND = ("output_dir", "cache_dir", "hub_model_id", "resume_from_checkpoint")
-
-
-@dataclass
-class Arguments:
-    """The parsed command line of one training script."""
-
-    variant: Any  # row of the registry
-    corpus: CorpusArguments
-    run: RunArguments
-    model: dict[str, Any]  # configuration fields
-    extra: Any  # the script's own arguments, an instance of the class it gave
-    explicit: set[str]  # names given on the command line or in the recipe
-    command: str
-    higher_is_better: frozenset[str] = frozenset()  # evaluation metrics of which more is better; of all others, less
-
-
-def parse_arguments(
-    model_type: str,
-    description: str,
-    argv: Sequence[str] | None = None,
-    extra: type | None = None,
-    higher_is_better: Sequence[str] = (),
-) -> Arguments:
-    """The command line of a training script: flags of the corpus, the run, the model's configuration and `--recipe`.
-
-    Args:
-        model_type: of the variant to train, e.g. "hfae_vae"; its configuration's own fields become flags.
-        description: text above the flags in `--help`.
-        argv: the command line without the program; `sys.argv[1:]` when not given.
-        extra: dataclass of flags that this script alone has.
-        higher_is_better: metrics that the script's evaluation adds to the losses of the model, of which more is better.
-
-    Raises:
-        SystemExit: with code 2 and a message, for unknown flags or recipe keys, for values that are not allowed, and
-            for flags that would have no effect.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    variant = VARIANTS[model_type]
-    config_class = variant.config_class()
-    groups = [CorpusArguments, RunArguments, model_arguments(config_class)] + ([extra] if extra else [])
-    _check_names_differ(groups)
-    parser = HfArgumentParser(
-        groups, description=description, allow_abbrev=False, formatter_class=_HelpFormatter, conflict_handler="error"
-    )
-    parser.add_argument(
-        "--recipe", help="YAML or JSON file with flags and their values; the command line overrides it."
-    )
-    actions = {action.dest: action for action in parser._actions}
-    for action in parser._actions:
-        action.nargs = "*" if action.nargs == "+" else action.nargs  # an empty list is a value
-
-    pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    pre_parser.add_argument("--recipe")
-    recipe = pre_parser.parse_known_args(argv)[0].recipe
-    full_argv = (_recipe_flags(recipe, set(actions) - {"help", "recipe"}, parser) if recipe else []) + argv
-
-    corpus, run, model, *rest = parser.parse_args_into_dataclasses(
-        _refuse_unknown(parser, full_argv), look_for_args_file=False
-    )
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    explicit = set(vars(parser.parse_args(full_argv))) - {"recipe"}
-
-    model_fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
-    if isinstance(model_fields.get("image_size"), list) and len(model_fields["image_size"]) == 1:
-        model_fields["image_size"] = model_fields["image_size"][0]
-    _check_arguments(corpus, run, parser)
-    metrics = [*_losses(variant.model_class()), *higher_is_better]
-    if run.metric_for_best_model not in metrics:
-        parser.error("--metric_for_best_model: " + _unknown("metric", run.metric_for_best_model, metrics, metrics))
-    try:
-        config_class(**model_fields)
-    except (StrictDataclassError, ValueError) as error:
-        parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
-    command = _command_line(Path(sys.argv[0]), argv)
-    rest = rest[0] if extra else None
-    return Arguments(variant, corpus, run, model_fields, rest, explicit, command, frozenset(higher_is_better))
-
-
-def _command_line(script: Path, argv: Sequence[str]) -> str:
-    """How to repeat this run, fit for publishing: with the launcher, and without what is private or for once."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch` sets it always
-        several = ["--multi_gpu", "--num_processes", processes] if processes != "1" else []
-        launcher = ["accelerate", "launch", *several]
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = ["torchrun", "--nproc_per_node", processes]
-    else:
-        launcher = ["python"]
-    name = f"training/{script.name}" if script.resolve().parent.name == "training" else script.name
-    words, left = [], list(argv)
-    while left:
-        word = left.pop(0)
-        if word.split("=")[0] in [f"--{flag}" for flag in NOT_IN_COMMAND]:
-            if "=" not in word and left:
-                left.pop(0)
-        else:
-            flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-            words.append(flag + equals + without_folder(value))
-    return shlex.join([*launcher, name, *words])
-
-
-def without_folder(value: Any) -> Any:
-    """Of an absolute path its last part, which tells nothing about a computer; anything else as it is."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Paragraphs of the description stay as they are; the defaults of flags are shown."""
-
-    def _fill_text(self, text, width, indent):
-        return "".join(indent + line for line in text.splitlines(keepends=True))
-
-    def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def model_arguments(config_class: type[PreTrainedConfig]) -> type:
-    """A dataclass with the configuration's own fields, their defaults, and their words in its docstring as help.
-
-    `image_size` and `num_channels` default to None: the corpus decides.
-    """
-    words = field_descriptions(config_class)
-    inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)}
-    fields = []
-    for config_field in dataclasses.fields(config_class):
-        name, default = config_field.name, config_field.default
-        if name in inherited:
-            continue
-        flag_type = _flag_type(config_field.type)
-        metadata = {"help": words[name].replace("%", "%%")}
-        if name in ("image_size", "num_channels"):
-            metadata["help"] += " (default: that of the corpus)"
-            fields.append((name, flag_type | None, field(default=None, metadata=metadata)))
-        elif isinstance(default, (list, tuple)):
-            fields.append((name, flag_type, field(default_factory=lambda d=default: list(d), metadata=metadata)))
-        else:
-            fields.append((name, flag_type, field(default=default, metadata=metadata)))
-    made = dataclasses.make_dataclass("ModelArguments", fields)
-    made._argument_group_name = "model"
-    return made
-
-
-def field_descriptions(config_class: type) -> dict[str, str]:
-    """Field name -> its text in the `Args:` section of the docstring of the class or of its base classes."""
-    words = {}
-    for cls in reversed(config_class.__mro__):
-        docstring = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-        entries = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n?)+)", docstring, re.MULTILINE)
-        words |= {name: " ".join(text.replace("`", "").split()) for name, text in entries}
-    return words
-
-
-def _flag_type(annotation: Any) -> Any:
-    """The type that argparse can read for the annotation of a configuration field."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(annotation) if member is not type(None)]
-        sequences = [member for member in members if typing.get_origin(member) in (list, tuple)]
-        if sequences:
-            return list[typing.get_args(sequences[0])[0]]
-        return float if float in members else members[0]
-    return annotation
-
-
-def _check_names_differ(groups: list[type]) -> None:
-    owners: dict[str, str] = {}
-    for group in groups:
-        for group_field in dataclasses.fields(group):
-            other = owners.setdefault(group_field.name, group.__name__)
-            if other != group.__name__:
-                raise ValueError(f"the flag {group_field.name} is in both {other} and {group.__name__}: rename one")
-
-
-def _refuse_unknown(parser: HfArgumentParser, argv: list[str]) -> list[str]:
-    """`argv`, or an error that names the unknown flags and what they may have been meant to be."""
-    unknown = [argument for argument in parser.parse_known_args(argv)[1]]
-    if unknown:
-        known = [option for option in parser._option_string_actions if option.startswith("--")]
-        parser.error("; ".join(_unknown("flag", word.split("=")[0], known) for word in unknown))
-    return argv
-
-
-def _unknown(kind: str, word: str, known: Sequence[str], listed: Sequence[str] = ()) -> str:
-    close = difflib.get_close_matches(word, known, n=2)
-    where = f", there are {', '.join(listed)}" if listed else ", see --help"
-    return f"unknown {kind} {word}" + (f" (did you mean {' or '.join(close)}?)" if close else where)
-
-
-def _losses(model_class: type) -> list[str]:
-    """The scalars among the outputs of a model."""
-    output_class = inspect.signature(model_class.forward).return_annotation
-    return [f.name for f in dataclasses.fields(output_class) if f.name.split("_")[-1] == "loss"]
-
-
-def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The command line that a recipe file stands for."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        recipe = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        parser.error(f"recipe {path} cannot be read: {' '.join(str(error).split())}")
-    if not isinstance(recipe, dict):
-        parser.error(f"recipe {path}: expected flags and their values, got {type(recipe).__name__}")
-    unknown = [_unknown("key", str(key), sorted(known)) for key in recipe if key not in known]
-    if unknown:
-        parser.error(f"recipe {path}: " + "; ".join(unknown))
-    flags = []
-    for key, value in recipe.items():
-        if isinstance(value, dict):
-            parser.error(f"recipe {path}: {key}: expected a value or a list, got a mapping")
-        if value is not None:  # null is the default
-            flags += [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
-    return flags
-
-
-def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgumentParser) -> None:
-    smallest = {
-        "batch_size": 1,
-        "eval_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "logging_steps": 1,
-        "checkpoint_total_limit": 1,
-        "max_steps": 1,
-        "early_stopping_patience": 1,
-        "eval_steps": 0,
-        "save_steps": 0,
-        "num_pictures": 0,
-        "num_importance_samples": 1,
-        "max_grad_norm": 0,
-        "weight_decay": 0,
-        "seed": 0,
-    }
-    if corpus.max_streamed_images < 1:
-        parser.error(f"--max_streamed_images: expected at least 1, got {corpus.max_streamed_images}")
-    for name, least in smallest.items():
-        value = getattr(run, name)
-        if value is not None and not value >= least:
-            parser.error(f"--{name}: expected at least {least}, got {value}")
-    for name in ("learning_rate", "num_epochs", "adam_epsilon"):
-        if not 0 < getattr(run, name) < math.inf:
-            parser.error(f"--{name}: expected a positive number, got {getattr(run, name)}")
-    for name in ("average_decay", "warmup_ratio", "adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(run, name) < 1:
-            parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {getattr(run, name)}")
-    if run.push_to_hub and not run.hub_model_id:
-        parser.error("--push_to_hub needs --hub_model_id ORGANISATION/NAME")
-    if run.push_to_hub:
-        try:
-            validate_repo_id(run.hub_model_id)
-        except HFValidationError as error:
-            parser.error(f"--hub_model_id: {error}")
-    if run.resume_from_checkpoint and run.overwrite_output_dir:
-        parser.error("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
-    if run.eval_steps == 0:
-        if run.final_weights == "best":
-            parser.error("--final_weights best needs evaluations to find the best: --eval_steps 0 has none")
-        if run.early_stopping_patience:
-            parser.error("--early_stopping_patience counts evaluations: --eval_steps 0 has none")
-    on_cpu = run.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    if run.mixed_precision == "fp16" and on_cpu:
-        parser.error("--mixed_precision fp16 does not work on the CPU: use bf16")
-    trackers, installed = LoggerType.list(), [str(tracker) for tracker in get_available_trackers()]
-    for name in run.report_to:
-        if name not in trackers:
-            parser.error("--report_to: " + _unknown("tracker", name, trackers, trackers))
-        if name not in ["all", *installed]:
-            package = name.replace("_", "-")
-            parser.error(f"--report_to {name} needs a package that is not installed: pip install {package}")
 
 
 # -------------------------------------------------------------------------------------------------------- the batches
@@ -1285,7 +891,7 @@ class TrainingRun:
         """`run.json` as everybody may read it."""
         record = json.loads((self.output_dir / RUN_FILE).read_text(encoding="utf-8"))
         for group in ("settings", "arguments"):
-            public = {name: value for name, value in record[group].items() if name not in NOT_IN_COMMAND}
+            public = {name: value for name, value in record[group].items() if name not in NOT_PUBLISHED}
             record[group] = {name: without_folder(value) for name, value in public.items()}
         return record
 

@@ -20,7 +20,8 @@ from accelerate.state import AcceleratorState
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file
 
-from hf_autoencoders import VARIANTS, training_run
+from hf_autoencoders import VARIANTS, training_arguments, training_run
+from hf_autoencoders.training_arguments import parse_arguments
 from hf_autoencoders.training_run import (
     AveragedWeights,
     Batch,
@@ -28,7 +29,6 @@ from hf_autoencoders.training_run import (
     TrainingError,
     TrainingRun,
     WeightedMeans,
-    parse_arguments,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,15 +124,15 @@ def test_help_explains_every_flag(variant, capsys):
     entries = re.findall(r"^  (--\w+).*?\n((?: {20,}.*\n)*)", text, re.MULTILINE)
     fields = re.findall(r"^  (--\w+)", text, re.MULTILINE)
     assert len(fields) > 60 and not [name for name, words in entries if not words.strip() and f"{name} " not in text]
-    model = training_run.model_arguments(VARIANTS[f"hfae_{variant}"].config_class())
+    model = training_arguments.model_arguments(VARIANTS[f"hfae_{variant}"].config_class())
     assert {f"--{flag.name}" for flag in dataclasses.fields(model)} <= set(fields)
     assert "(default: 512)" in text if variant == "vqvae" else True
 
 
 def test_every_flag_has_words():
     for model_type, variant in VARIANTS.items():
-        model = training_run.model_arguments(variant.config_class())
-        for group in (training_run.CorpusArguments, training_run.RunArguments, model):
+        model = training_arguments.model_arguments(variant.config_class())
+        for group in (training_arguments.CorpusArguments, training_arguments.RunArguments, model):
             for flag in dataclasses.fields(group):
                 assert len(flag.metadata["help"]) > 10, (model_type, flag.name)
 
@@ -253,9 +253,9 @@ def test_the_command_is_what_ran_without_what_is_private(env, launcher, monkeypa
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "training" / "train_vqvae.py")])
     argv = (
-        "--output_dir /home/me/run --cache_dir=/tmp/x --hub_model_id me/secret --dataset /home/me/cats --seed 3".split()
+        "--output_dir /private/run --cache_dir=/tmp/x --hub_model_id me/secret --dataset /private/cats --seed 3".split()
     )
-    argv += ["--resume_from_checkpoint", "latest", "--hidden_sizes", "8", "16", "--model_name_or_path=/home/me/start"]
+    argv += ["--resume_from_checkpoint", "latest", "--hidden_sizes", "8", "16", "--model_name_or_path=/private/start"]
     command = parse_arguments("hfae_vqvae", "", argv).command
     kept = "--dataset cats --seed 3 --hidden_sizes 8 16 --model_name_or_path=start"
     assert command == f"{launcher} training/train_vqvae.py {kept}"
@@ -302,7 +302,7 @@ def test_averaged_weights():
     assert torch.equal(parameter, before)
 
 
-@pytest.mark.parametrize("name", training_run.SCHEDULES)
+@pytest.mark.parametrize("name", training_arguments.SCHEDULES)
 def test_schedules(name, tmp_path):
     folder = train("vqvae", tmp_path, "--lr_scheduler_type", name, "--warmup_ratio", "0.3", "--logging_steps", "1")
     rates = [line["learning_rate"] for line in metrics(folder, "train")]

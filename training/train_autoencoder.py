@@ -15,7 +15,8 @@ To see that it runs, in a few seconds:
 
 import torch
 
-from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans, parse_arguments
+from hf_autoencoders.training_arguments import parse_arguments
+from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans
 
 
 def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:

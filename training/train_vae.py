@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans, parse_arguments
+from hf_autoencoders.training_arguments import parse_arguments
+from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans
 
 
 @dataclass
