@@ -22,13 +22,11 @@ from safetensors.torch import load_file
 
 from hf_autoencoders import VARIANTS, training_arguments, training_run
 from hf_autoencoders.training_arguments import parse_arguments
+from hf_autoencoders.training_parts import AveragedWeights, Batch, WeightedMeans
 from hf_autoencoders.training_run import (
-    AveragedWeights,
-    Batch,
     NonFiniteError,
     TrainingError,
     TrainingRun,
-    WeightedMeans,
 )
 
 ROOT = Path(__file__).resolve().parents[1]

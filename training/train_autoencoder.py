@@ -16,7 +16,8 @@ To see that it runs, in a few seconds:
 import torch
 
 from hf_autoencoders.training_arguments import parse_arguments
-from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans
+from hf_autoencoders.training_parts import Batch, WeightedMeans
+from hf_autoencoders.training_run import TrainingRun
 
 
 def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:

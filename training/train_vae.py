@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_autoencoders.training_arguments import parse_arguments
-from hf_autoencoders.training_run import Batch, TrainingRun, WeightedMeans
+from hf_autoencoders.training_parts import Batch, WeightedMeans
+from hf_autoencoders.training_run import TrainingRun
 
 
 @dataclass

@@ -15,7 +15,8 @@ To see that it runs, in a few seconds:
 
 from hf_autoencoders.evaluation.codes import CodeUsage
 from hf_autoencoders.training_arguments import parse_arguments
-from hf_autoencoders.training_run import TrainingRun, WeightedMeans
+from hf_autoencoders.training_parts import WeightedMeans
+from hf_autoencoders.training_run import TrainingRun
 
 CODE_METRICS = ("code_usage", "code_perplexity")
 
