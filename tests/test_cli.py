@@ -17,7 +17,7 @@ import hf_autoencoders
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
 from hf_autoencoders.data import image_arrays, load_corpus
 from hf_autoencoders.evaluation import evaluate
-from hf_autoencoders.training_run import CorpusArguments
+from hf_autoencoders.training_arguments import CorpusArguments
 
 
 @pytest.fixture(scope="module")
