@@ -133,9 +133,8 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
         yield f"{auto}.modeling_auto", reference, register_model
 
     def register_processor():
-        from transformers import AutoImageProcessor
-
-        AutoImageProcessor.register(
+        # not from the top of transformers, where version 5.17 has it only beside torchvision
+        sys.modules[f"{auto}.image_processing_auto"].AutoImageProcessor.register(
             variant.config_class(), image_processor_classes={"pil": variant.processor_class()}, exist_ok=True
         )
 
