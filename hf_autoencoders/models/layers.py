@@ -175,14 +175,14 @@ class UpLevel(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(in_channels, config.hidden_act) for _ in range(blocks))
         self.activation = ACT2FN[config.hidden_act]
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
-        self.output_size = output_size
+        # doubling gives even sizes: even if nothing is cut off, a slice would copy its gradient
+        self.crop = tuple(slice(size) for size in output_size) if any(size % 2 for size in output_size) else None
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             hidden_state = block(hidden_state)
         hidden_state = self.conv(self.activation(hidden_state))
-        height, width = self.output_size
-        return hidden_state[..., :height, :width]
+        return hidden_state if self.crop is None else hidden_state[:, :, self.crop[0], self.crop[1]]
 
 
 class ImageEncoder(nn.Module):

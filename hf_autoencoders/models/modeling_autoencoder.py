@@ -59,11 +59,13 @@ class AutoencoderModel(PreTrainedAutoencoder):
         self.encoder = VectorEncoder(config, config.latent_size)
         self.latent_activation = ACT2FN["linear" if config.latent_activation == "none" else config.latent_activation]
         self.decoder = VectorDecoder(config, config.latent_size) if add_decoder else None
+        # reading a configuration costs as much as a small layer
+        self.input_shape, self.latent_shape = config.input_shape, config.latent_shape
         self.post_init()
 
     def _encode(self, pixel_values: torch.Tensor):
-        check_pixel_values(pixel_values, self.config.input_shape)
-        latents, hidden_states = self.encoder(pixel_values.to(self.dtype))
+        check_pixel_values(pixel_values, self.input_shape)
+        latents, hidden_states = self.encoder(pixel_values.to(self.encoder.output.weight.dtype))
         return self.latent_activation(latents), hidden_states
 
     @can_return_tuple
@@ -75,8 +77,8 @@ class AutoencoderModel(PreTrainedAutoencoder):
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         if self.decoder is None:
             raise ValueError("this auto-encoder was built without a decoder: load it with AutoModel to decode")
-        check_latents(latents, self.config.latent_shape)
-        return self.decoder(latents.to(self.dtype))
+        check_latents(latents, self.latent_shape)
+        return self.decoder(latents.to(self.decoder.input.weight.dtype))
 
     def _output(self, decoded: torch.Tensor) -> torch.Tensor:
         return decoded.sigmoid() if self.config.reconstruction_loss == "bce" else decoded
