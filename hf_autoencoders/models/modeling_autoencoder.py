@@ -139,7 +139,7 @@ class AutoencoderModel(PreTrainedAutoencoder):
                 shapes = f"{tuple(pixel_values.shape)}, got {tuple(draws.shape)}"
                 raise ValueError(f"{name} must have the shape of pixel_values, {shapes}")
         if self.training and config.noise != "none":
-            check_pixel_values(pixel_values, config.input_shape)
+            check_pixel_values(pixel_values, self.input_shape)
             inputs = corrupt(pixel_values, config.noise, config.noise_level, noise)
         latents, hidden_states = self._encode(inputs)
         decoded = self._decode(latents)

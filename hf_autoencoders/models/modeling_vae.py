@@ -98,7 +98,7 @@ class VAEModel(PreTrainedAutoencoder):
         A density for `likelihood="gaussian"`, a probability otherwise; grey pixels give the Bernoulli likelihood's
         cross-entropy.
         """
-        check_pixel_values(pixel_values, self.config.input_shape)
+        check_pixel_values(pixel_values, self.input_shape)
         return self._log_likelihood(self._decode(latents), pixel_values)
 
     @torch.no_grad()
