@@ -250,9 +250,7 @@ def test_the_command_is_what_ran_without_what_is_private(env, launcher, monkeypa
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "training" / "train_vqvae.py")])
-    argv = (
-        "--output_dir /private/run --cache_dir=/private/x --hub_model_id me/secret --dataset /private/cats --seed 3".split()
-    )
+    argv = "--output_dir /private/run --cache_dir=/private --hub_model_id me/x --dataset /private/cats --seed 3".split()
     argv += ["--resume_from_checkpoint", "latest", "--hidden_sizes", "8", "16", "--model_name_or_path=/private/start"]
     command = parse_arguments("hfae_vqvae", "", argv).command
     kept = "--dataset cats --seed 3 --hidden_sizes 8 16 --model_name_or_path=start"
