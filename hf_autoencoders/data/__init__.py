@@ -11,6 +11,13 @@ _HOME = {
     "StreamingImageBatches": "images",
     "image_arrays": "images",
     "to_pixel_values": "images",
+    "load_docstrings": "docstrings",
+    "LengthBucketedBatches": "text",
+    "TextPools": "text",
+    "encode_texts": "text",
+    "load_text_pools": "text",
+    "token_lengths": "text",
+    "train_tokenizer": "tokenizer",
 }
 __all__ = list(_HOME)
 
