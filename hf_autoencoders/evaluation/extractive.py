@@ -23,7 +23,7 @@ from .checks import check_positive
 _OPENING, _CLOSING = "\"'`([{<*_-–—“‘«", "\"'`)]}>*_-–—”’»,;:?!…"
 _ABBREVIATION = re.compile(r"\w\.\w")  # u.s. keeps its last period, 1.5. does not
 _NUMBER = re.compile(r"[\d.,]+")
-UNSEEN_SCORE = 0.5  # log-odds of a word in neither pool: most are names, which summaries keep
+UNSEEN_SCORE = 1.0  # log-odds of a word in neither pool: most are names, which summaries keep
 
 
 def strip_word(word: str) -> str:
@@ -119,7 +119,7 @@ class WordLogOdds:
         limit: scores lie in [-limit, limit].
     """
 
-    def __init__(self, texts: Iterable[str], summaries: Iterable[str], *, smoothing: float = 1.0, limit: float = 4.0):
+    def __init__(self, texts: Iterable[str], summaries: Iterable[str], *, smoothing: float = 0.5, limit: float = 4.0):
         for name, value in (("smoothing", smoothing), ("limit", limit)):
             if not value > 0:
                 raise ValueError(f"`{name}` must be above 0, got {value!r}")
@@ -154,15 +154,19 @@ class BigramCompressor:
 
     Of all sub-sequences w_1 ... w_n of n words, `compress` returns one that has the greatest
 
-        sum_i log_odds(w_i) + bigram_weight * sum_i log(p(w_i+1 | w_i) / p(w_i+1)) - gap_penalty * (number of gaps)
+        sum_i log_odds(w_i) + bigram_weight * sum_i log(p(w_i+1 | w_i) / p(w_i+1))
+        - gap_penalty * (number of gaps) - position_penalty * sum_i (words of the text before w_i)
 
     where the second sum runs over the pairs of the summary, its begin and its end included, p are probabilities in the
     pool of summaries (bigrams with absolute discounting, interpolated with unigrams), and a gap is a place where words
     of the text were left out between two that were kept.
 
+    The default weights are those that were good on pairs of news sentences and headlines and of abstract sentences and
+    titles alike (half of the validation pairs of each; on the other half they score the same).
+
     Args:
         texts, summaries: the two pools, unpaired.
-        bigram_weight, gap_penalty: see above, at least 0.
+        bigram_weight, gap_penalty, position_penalty: see above, at least 0.
         repetition_penalty: taken off for a word that follows itself.
         discount: of every bigram's count, in (0, 1).
         smoothing, limit: of the log-odds, see `WordLogOdds`.
@@ -174,17 +178,19 @@ class BigramCompressor:
         texts: Iterable[str],
         summaries: Iterable[str],
         *,
-        bigram_weight: float = 0.5,
-        gap_penalty: float = 0.5,
+        bigram_weight: float = 0.3,
+        gap_penalty: float = 0.8,
+        position_penalty: float = 0.03,
         repetition_penalty: float = 5.0,
         discount: float = 0.75,
-        smoothing: float = 1.0,
+        smoothing: float = 0.5,
         limit: float = 4.0,
         log_odds: WordLogOdds | None = None,
     ):
         for name, value in (
             ("bigram_weight", bigram_weight),
             ("gap_penalty", gap_penalty),
+            ("position_penalty", position_penalty),
             ("repetition_penalty", repetition_penalty),
         ):
             if not value >= 0:
@@ -193,7 +199,8 @@ class BigramCompressor:
             raise ValueError(f"`discount` must lie in (0, 1), got {discount!r}")
         summaries = list(summaries)
         self.log_odds = log_odds or WordLogOdds(texts, summaries, smoothing=smoothing, limit=limit)
-        self.bigram_weight, self.gap_penalty, self.repetition_penalty = bigram_weight, gap_penalty, repetition_penalty
+        self.bigram_weight, self.gap_penalty = bigram_weight, gap_penalty
+        self.position_penalty, self.repetition_penalty = position_penalty, repetition_penalty
         self._ids: dict[str, int] = {}  # 0 is the begin and the end of a summary, -1 a word no summary has
         sequences = [
             [0, *(self._ids.setdefault(word.lower(), len(self._ids) + 1) for word in words_of(summary)), 0]
@@ -258,6 +265,7 @@ class BigramCompressor:
         """Unigram scores (n,), pair scores (n + 2, n + 2) with begin and end around the words; -inf is backwards."""
         keys = [word.lower() for word in words]
         unigrams = np.array([self.log_odds.scores.get(key, UNSEEN_SCORE) for key in keys])
+        unigrams -= self.position_penalty * np.arange(len(keys))
         ids = np.array([0, *(self._ids.get(key, -1) for key in keys), 0])
         wanted = ids[:, None] * self._size + ids
         found = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
