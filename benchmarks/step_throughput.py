@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_autoencoders.evaluation.evaluate import describe_machine
-from hf_autoencoders.training_run import TrainingRun
+from hf_autoencoders.training_images import ImageTrainingRun
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 
@@ -126,7 +126,7 @@ def same_weights(variant: str, model: nn.Module) -> nn.Module:
 class HandLoop:
     """A dozen lines of PyTorch: what one writes without any library."""
 
-    def __init__(self, variant: str, run: TrainingRun):
+    def __init__(self, variant: str, run: ImageTrainingRun):
         options = run.options
         self.variant, self.batch_size = variant, options.batch_size
         self.net = same_weights(variant, run.network)
@@ -189,16 +189,16 @@ def make_corpus(folder: Path, rows: int) -> None:
     datasets.DatasetDict(train=split(rows), validation=split(max(256, rows // 10))).save_to_disk(str(folder))
 
 
-def start_run(script, variant: str, flags: list[str], folder: Path) -> TrainingRun:
+def start_run(script, variant: str, flags: list[str], folder: Path) -> ImageTrainingRun:
     extra = [script.VAETrainingArguments] if variant == "vae" else []
     common = f"--use_cpu --overwrite_output_dir --num_pictures 0 --warmup_ratio 0 --output_dir {folder}"
     arguments = script.parse_arguments(
         f"hfae_{variant}", "", [*MODEL_FLAGS[variant].split(), *common.split(), *flags], *extra
     )
-    return TrainingRun(arguments)
+    return ImageTrainingRun(arguments)
 
 
-def check_same_loss(run: TrainingRun, hand: nn.Module, variant: str) -> None:
+def check_same_loss(run: ImageTrainingRun, hand: nn.Module, variant: str) -> None:
     x = torch.from_numpy(np.array(run.train.images[:64])).float() / 255
     noise = torch.randn(64, 40)
     with torch.no_grad():

@@ -37,9 +37,22 @@ def _option(default: Any, help: str, **kwargs) -> Any:
 
 @dataclass
 class CorpusArguments:
-    """Which images to train on."""
+    """What to train on."""
 
     _argument_group_name: typing.ClassVar[str] = "corpus"
+
+    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
+    cache_dir: str | None = _option(None, "Where what was read once is kept between runs.")
+
+    @property
+    def name(self) -> str:
+        """A short name of the corpus."""
+        raise NotImplementedError
+
+
+@dataclass
+class ImageCorpusArguments(CorpusArguments):
+    """Which images to train on."""
 
     dataset: str = _option(
         "digits",
@@ -53,11 +66,13 @@ class CorpusArguments:
     )
     image_column: str | None = _option(None, "Column with the images; guessed when not given.")
     label_column: str | None = _option(None, "Column with the labels, used by the evaluation; guessed when not given.")
-    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
     on_bad_image: Literal["raise", "skip"] = _option(
         "raise", "What to do with unreadable images: stop, or skip and count."
     )
-    cache_dir: str | None = _option(None, "Where decoded images are kept between runs.")
+
+    @property
+    def name(self) -> str:
+        return Path(self.dataset.rstrip("/")).name.split(".")[0]
 
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
@@ -78,7 +93,7 @@ class RunArguments:
         None, "Start from these weights and their configuration; model flags that are given override it."
     )
     seed: int = _option(0, "Seed of everything random.")
-    batch_size: int = _option(64, "Images of one forward pass, over all processes together.")
+    batch_size: int = _option(64, "Rows of one forward pass, over all processes together.")
     gradient_accumulation_steps: int = _option(1, "Batches added up for one optimizer step.")
     num_epochs: float = _option(10.0, "Passes over the training split, unless `max_steps` is given.")
     max_steps: int | None = _option(None, "Optimizer steps.")
@@ -105,7 +120,7 @@ class RunArguments:
     eval_steps: int | None = _option(
         None, "Steps between two evaluations; default: once an epoch (streaming: 1000), 0: never."
     )
-    eval_batch_size: int = _option(256, "Images of one evaluation pass, over all processes together.")
+    eval_batch_size: int = _option(256, "Rows of one evaluation pass, over all processes together.")
     early_stopping_patience: int | None = _option(None, "Stop after this many evaluations without improvement.")
     early_stopping_threshold: float = _option(0.0, "Least change of the metric that counts as improvement.")
     metric_for_best_model: str = _option(
@@ -119,17 +134,23 @@ class RunArguments:
         "Steps between two checkpoints, and at the end; default: once an epoch (streaming: 1000), 0: never.",
     )
     checkpoint_total_limit: int = _option(2, "Checkpoints kept; older ones are deleted.")
-    num_pictures: int = _option(24, "Images in the reconstruction and sample pictures of each evaluation; 0: none.")
     report_to: list[str] = field(
         default_factory=list,
         metadata={"help": "Trackers of Accelerate: tensorboard, trackio, wandb ... (metrics.jsonl is always written)."},
     )
     disable_progress_bar: bool = _option(False, "No progress bar.")
     final_evaluation: bool = _option(True, "Measure the finished model for its card (metrics.json).")
-    num_importance_samples: int = _option(200, "Samples of the likelihood in the final evaluation of a VAE.")
     push_to_hub: bool = _option(False, "Upload `final` to the Hub when the run is done.")
     hub_model_id: str | None = _option(None, "Repository to upload to: ORGANISATION/NAME.")
     hub_private_repo: bool = _option(False, "Create the repository as a private one.")
+
+
+@dataclass
+class ImageRunArguments(RunArguments):
+    """How to train on images."""
+
+    num_pictures: int = _option(24, "Images in the reconstruction and sample pictures of each evaluation; 0: none.")
+    num_importance_samples: int = _option(200, "Samples of the likelihood in the final evaluation of a VAE.")
 
 
 # Arguments that may differ between a run and its continuation: they leave the weights as they are.
@@ -138,6 +159,8 @@ FREE_ON_RESUME = (
     "num_pictures report_to disable_progress_bar final_weights final_evaluation num_importance_samples push_to_hub "
     "hub_model_id hub_private_repo"
 ).split()
+
+ARGUMENTS_OF_MODALITY = {"image": (ImageCorpusArguments, ImageRunArguments)}
 
 # Flags that say nothing about how to repeat a run, or that only its owner should know.
 NOT_PUBLISHED = ("output_dir", "cache_dir", "hub_model_id", "resume_from_checkpoint")
@@ -180,7 +203,7 @@ def parse_arguments(
     argv = list(sys.argv[1:] if argv is None else argv)
     variant = VARIANTS[model_type]
     config_class = variant.config_class()
-    groups = [CorpusArguments, RunArguments, model_arguments(config_class)] + ([extra] if extra else [])
+    groups = [*ARGUMENTS_OF_MODALITY[variant.modality], model_arguments(config_class)] + ([extra] if extra else [])
     _check_names_differ(groups)
     parser = HfArgumentParser(
         groups, description=description, allow_abbrev=False, formatter_class=_HelpFormatter, conflict_handler="error"
@@ -372,11 +395,11 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
         "max_grad_norm": 0,
         "weight_decay": 0,
         "seed": 0,
+        "max_streamed_images": 1,
     }
-    if corpus.max_streamed_images < 1:
-        parser.error(f"--max_streamed_images: expected at least 1, got {corpus.max_streamed_images}")
+    values = vars(corpus) | vars(run)
     for name, least in smallest.items():
-        value = getattr(run, name)
+        value = values.get(name)
         if value is not None and not value >= least:
             parser.error(f"--{name}: expected at least {least}, got {value}")
     for name in ("learning_rate", "num_epochs", "adam_epsilon"):

@@ -11,26 +11,45 @@ import torch
 from accelerate.utils import gather_object
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
     """This process's part of one batch.
 
     Attributes:
-        pixel_values: float32 (rows of this process, channels, height, width) in [0, 1], on the device.
         rows: which rows of the whole batch these are.
         global_size: rows of the whole batch, over all processes.
         weight: factor on the mean loss of these rows. With it the gradient, which is averaged over processes and added
             up over accumulated batches, is that of the mean over all rows of the optimizer step.
         is_last: whether the optimizer step follows.
+        seed: numbers that belong to this batch of this run alone: all that is drawn for it depends on them.
     """
 
-    pixel_values: torch.Tensor
     rows: slice
     global_size: int
     weight: float = 1.0
     is_last: bool = True
     seed: tuple[int, ...] = (0,)
     _draws: int = 0
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def next_seed(self) -> int:
+        """A seed for one draw, the same on all processes and after any resume; another at each call."""
+        digest = hashlib.blake2b(repr((*self.seed, self._draws)).encode(), digest_size=7).digest()
+        self._draws += 1
+        return int.from_bytes(digest, "big")
+
+
+@dataclass(kw_only=True)
+class ImageBatch(Batch):
+    """A batch of images.
+
+    Attributes:
+        pixel_values: float32 (rows of this process, channels, height, width) in [0, 1], on the device.
+    """
+
+    pixel_values: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.pixel_values)
@@ -42,9 +61,7 @@ class Batch:
         row gets the same noise on any number of processes and after any resume.
         """
         device = self.pixel_values.device
-        digest = hashlib.blake2b(repr((*self.seed, self._draws)).encode(), digest_size=7).digest()
-        self._draws += 1
-        generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+        generator = torch.Generator(device).manual_seed(self.next_seed())
         return sampler(self.global_size, *shape, generator=generator, device=device)[self.rows][: len(self)]
 
 

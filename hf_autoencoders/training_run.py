@@ -1,17 +1,18 @@
-"""What every training run shares: seeds, Accelerator, corpus, checkpoints, exact resume, logs, publishing.
+"""What every training run shares: seeds, Accelerator, checkpoints, exact resume, logs, publishing.
 
 The loops themselves are written out in `training/train_<variant>.py`; this module supplies the lines that are the same
-in all of them; `training_arguments` reads their command line. A run writes into its `output_dir`:
+in all of them; `training_images` and `training_text` add what depends on the corpus, `training_arguments` reads the
+command line. A run writes into its `output_dir`:
 
     run.json                  the arguments, versions and machine
     metrics.jsonl             one JSON object a line: training means of a window of steps, or a whole evaluation
-    images/                   reconstructions and samples at each evaluation (PNG)
+    images/ or examples/      reconstructions and samples at each evaluation: PNG, or text
     checkpoints/step-*/       everything needed to continue, the newest `checkpoint_total_limit` of them
     best/                     the model with the best evaluation so far
     final/                    the finished model, ready for the Hub
 
 Two rules make a run repeatable. Its position in the data is a step number, and every random draw that must not depend
-on the number of processes comes from a generator seeded by (seed, step): see `Batch.draw` in `training_parts`. A
+on the number of processes comes from a generator seeded by (seed, step): see `Batch` in `training_parts`. A
 checkpoint is written beside its place, flushed to disk and renamed, so a name `step-*` is always a whole checkpoint.
 """
 
@@ -29,7 +30,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -41,29 +41,17 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     StrictDataclassError,
 )
-from PIL import ImageOps
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 from transformers.utils import logging
 
-from .data.corpora import load_corpus
-from .data.images import (
-    ImageArrays,
-    ImageBatches,
-    StreamingImageBatches,
-    find_image_column,
-    image_arrays,
-    to_pixel_values,
-)
-from .evaluation.evaluate import describe_machine, evaluate_model, library_versions
-from .evaluation.pictures import image_grid, reconstruction_grid
-from .models.image_processing_autoencoder import AutoencoderImageProcessor
+from .evaluation.evaluate import describe_machine, library_versions
 from .training_arguments import FREE_ON_RESUME, NOT_PUBLISHED, Arguments, model_arguments, without_folder
 from .training_parts import AveragedWeights, Batch, Clock, loss_terms
 
 RUN_FILE = "run.json"
 STATE_FILE = "run_state.json"
-STATE_NAMES = "step epoch batch_in_epoch images_skipped best evaluations_without_improvement stopping".split()
+STATE_NAMES = "step epoch batch_in_epoch rows_skipped best evaluations_without_improvement stopping".split()
 TEMPORARY = ".unfinished-"  # prefix of folders that are being written or deleted
 
 
@@ -79,7 +67,7 @@ class NonFiniteError(TrainingError):
 
 
 class TrainingRun:
-    """One training run: everything but the loop.
+    """One training run: everything but the loop and the corpus.
 
     After construction the corpus is loaded, the model built, state restored if the run is resumed. The loop of a
     script reads
@@ -102,13 +90,22 @@ class TrainingRun:
     run.finish()
     ```
 
+    A model of several players, a generator against a discriminator say, has `player_parameters()`: a dict of lists of
+    parameters. Each player gets an optimizer and a schedule of its own, in the dicts `optimizers` and `schedules`; the
+    flags `--<player>_learning_rate` and `--<player>_adam_beta1`, where there are such, replace those of the run. What
+    has no gradient is left as it is.
+
+    A subclass for a kind of corpus fills in `_load_corpus` and `_make_batch`, `_measure` and the two of examples.
+
     Attributes:
         accelerator, model (prepared), optimizer (prepared), schedule: of the loop. The schedule counts optimizer steps
             and is not prepared: Accelerate would step it once for each process.
-        config, processor: of the model.  train, validation: the decoded images (None if there is no such split).
+        config, processor: of the model.  train, validation: the two splits.
         step: optimizer steps begun.  max_steps: of the whole run.  epoch: passes over the data completed.
-        images_skipped: unreadable images that were due in a step, of a stream; in each epoch anew.
+        rows_skipped: rows that could not be read when they were due in a step.
     """
+
+    row = "row"  # what one row of the corpus is called
 
     def __init__(self, arguments: Arguments):
         self.arguments, self.options = arguments, arguments.run
@@ -134,11 +131,12 @@ class TrainingRun:
         logging.disable_progress_bar()  # the run has its own
         set_seed(options.seed, deterministic=options.deterministic)
         self._load_corpus()
+        self._count_steps()
         self._build_model()
-        self._build_optimizer()
+        self._build_optimizers()
         set_seed(options.seed, device_specific=True)  # what modules draw themselves differs between processes
 
-        self.step = self.epoch = self.batch_in_epoch = self.images_skipped = 0
+        self.step = self.epoch = self.batch_in_epoch = self.rows_skipped = 0
         self.best: dict[str, Any] | None = None
         self.evaluations_without_improvement = 0
         self.stopping: str | None = None  # why the run ends before its last step
@@ -152,8 +150,7 @@ class TrainingRun:
     # ---- beginning
 
     def _default_output_dir(self) -> str:
-        corpus = Path(self.arguments.corpus.dataset.rstrip("/")).name.split(".")[0]
-        return f"runs/{self.arguments.variant.name}-{corpus}"
+        return f"runs/{self.arguments.variant.name}-{self.arguments.corpus.name}"
 
     def _claim_output_dir(self) -> Path | None:
         """Make sure that `output_dir` is ours to write. Returns the checkpoint to resume from."""
@@ -180,7 +177,7 @@ class TrainingRun:
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             if options.overwrite_output_dir:
-                for name in ("checkpoints", "best", "final", "images", "trackers"):
+                for name in ("checkpoints", "best", "final", "images", "examples", "trackers"):
                     shutil.rmtree(folder / name, ignore_errors=True)
                 for name in (RUN_FILE, "metrics.jsonl"):
                     (folder / name).unlink(missing_ok=True)
@@ -208,73 +205,56 @@ class TrainingRun:
                     shutil.rmtree(path)
 
     def _load_corpus(self) -> None:
-        corpus, options, accelerator = self.arguments.corpus, self.options, self.accelerator
-        columns = {
-            "image_column": corpus.image_column,
-            "label_column": corpus.label_column,
-            "on_bad_image": corpus.on_bad_image,
-        }
-        shard = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-        shuffled = {"shuffle": True, "seed": options.seed, "drop_last": True}
-        with accelerator.main_process_first(), _as_training_error():  # the others find the decoded images on disk
-            splits = load_corpus(
-                corpus.dataset,
-                corpus.dataset_config_name,
-                revision=corpus.dataset_revision,
-                streaming=corpus.streaming,
-                validation_fraction=corpus.validation_fraction,
-            )
-            self._choose_config(splits["train"])
-            if corpus.streaming:
-                self.train, self.validation = (
-                    _read_stream(splits[name], self.processor, corpus.max_streamed_images, columns)
-                    for name in ("train", "validation")
-                )
-            else:
-                self.train, self.validation = (
-                    image_arrays(splits[name], self.processor, cache_dir=corpus.cache_dir, **columns)
-                    for name in ("train", "validation")
-                )
-        with _as_training_error():
-            if corpus.streaming:
-                self.batches = StreamingImageBatches(
-                    splits["train"], self.processor, options.batch_size, **shuffled, **shard, **columns
-                )
-            else:
-                self.batches = ImageBatches(self.train, options.batch_size, **shuffled, **shard)
-            size = options.eval_batch_size
-            while 0 < len(self.validation) % size < shard["num_processes"] < size:
-                size -= 1  # a last batch with fewer images than processes leaves one with nothing to do
-            self._validation_batches = ImageBatches(
-                self.validation, size, shuffle=False, seed=0, drop_last=False, **shard
-            )
-        if corpus.streaming:
+        """Set `config`, `processor`, `batches`, `train` and `validation`."""
+        raise NotImplementedError
+
+    def _make_batch(self, rows: dict[str, Any], global_size: int, seed: tuple[int, ...]) -> Batch:
+        """What the loop gets for rows of `batches`."""
+        raise NotImplementedError
+
+    def _show(self, model: torch.nn.Module) -> None:
+        """Write down what the model does with a few examples, at an evaluation; on all processes."""
+
+    def _measure(self, model: torch.nn.Module) -> dict[str, Any]:
+        """The `metrics.json` of the finished model."""
+        raise NotImplementedError
+
+    def _write_examples(self, model: torch.nn.Module, folder: Path) -> None:
+        """Put a few examples of what the finished model does into its folder."""
+
+    def _count_steps(self) -> None:
+        """Steps of the whole run, and between evaluations and checkpoints."""
+        options = self.options
+        if self.epoch_steps is None:
             if not options.max_steps:
                 raise TrainingError("--streaming needs --max_steps: the length of a stream is not known")
             self.max_steps, once_an_epoch = options.max_steps, 1000
         else:
-            steps_per_epoch = len(self.batches) / options.gradient_accumulation_steps
-            self.max_steps = options.max_steps or math.ceil(options.num_epochs * steps_per_epoch)
-            once_an_epoch = max(1, round(steps_per_epoch))
+            self.max_steps = options.max_steps or math.ceil(options.num_epochs * self.epoch_steps)
+            once_an_epoch = max(1, round(self.epoch_steps))
         self.eval_steps = once_an_epoch if options.eval_steps is None else options.eval_steps
         self.save_steps = once_an_epoch if options.save_steps is None else options.save_steps
 
-    def _choose_config(self, dataset) -> None:
-        """The model's configuration, with the corpus's image size and channels if none are given, and its processor."""
-        config_class, fields = self.arguments.variant.config_class(), dict(self.arguments.model)
-        path = self.options.model_name_or_path
-        if not path and not {"image_size", "num_channels"} <= set(fields):
-            fields = _image_format(dataset, self.arguments.corpus.image_column) | fields
+    @property
+    def epoch_steps(self) -> float | None:
+        """Optimizer steps in one pass over the data; None for a stream, whose length is not known."""
+        return len(self.batches) / self.options.gradient_accumulation_steps
+
+    def _make_config(self, fields: dict[str, Any]) -> Any:
+        """The model's configuration: new, or that of `--model_name_or_path` with the flags that were given."""
+        config_class, path = self.arguments.variant.config_class(), self.options.model_name_or_path
         try:
-            if path:
-                changed = {name: value for name, value in fields.items() if name in self.arguments.explicit}
-                self.config = config_class.from_pretrained(path, **changed)
-                self.config.validate()
-            else:
-                self.config = config_class(**fields)
+            if not path:
+                return config_class(**fields)
+            changed = {name: value for name, value in fields.items() if name in self.arguments.explicit}
+            config = config_class.from_pretrained(path, **changed)
+            config.validate()
+            return config
         except (StrictDataclassError, ValueError) as error:
             raise TrainingError(f"the model cannot be built: {' '.join(str(error).split())}") from error
-        self.processor = AutoencoderImageProcessor.for_model(self.config)
+
+    def _new_model(self) -> torch.nn.Module:
+        return self.arguments.variant.model_class()(self.config)
 
     def _build_model(self) -> None:
         model_class = self.arguments.variant.model_class()
@@ -285,13 +265,58 @@ class TrainingRun:
             except RuntimeError as error:
                 raise TrainingError(f"the weights of {path} do not fit the model flags given: {error}") from error
         else:
-            model = model_class(self.config)
+            model = self._new_model()
         model.train()  # from_pretrained leaves evaluation mode behind
         self.network = model  # as it is, outside of DistributedDataParallel
 
-    def _build_optimizer(self) -> None:
+    def _build_optimizers(self) -> None:
         options, accelerator = self.options, self.accelerator
-        parameters = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+        # Where Accelerate's backward, clipping and optimizer only pass calls on, they are left out: they look for
+        # installed packages at each step, 0.3 ms of one CPU core. A step of 64 digits takes 1.16 ms without and 1.43 ms
+        # with them (MLP auto-encoder, 256 wide), 1.50 and 1.75 ms (such a VAE), 4.2 and 4.5 ms (convolutions).
+        self._is_plain = accelerator.scaler is None and accelerator.distributed_type in plain
+        named = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self._has_players = hasattr(self.network, "player_parameters")
+        if not self._has_players:
+            optimizer = self._new_optimizer("model", named)
+            self.model, prepared = accelerator.prepare(self.network, optimizer)
+            self._parameters = {"model": [p for p in self.model.parameters() if p.requires_grad]}
+            self.optimizers = {"model": optimizer if self._is_plain else prepared}
+        elif not self._is_plain:
+            raise TrainingError(
+                f"models of several players train in float32 or bf16 on one device or copied to several, not with "
+                f"--mixed_precision {accelerator.mixed_precision} and {accelerator.distributed_type.value}"
+            )
+        else:
+            # A step has several forward passes, and a player that waits has no gradient: DistributedDataParallel bears
+            # neither. Processes average the gradients of such models in `backward` of the last batch.
+            self.model = accelerator.prepare_model(self.network, evaluation_mode=True)
+            self._parameters, self.optimizers = {}, {}
+            for player, own in self.network.player_parameters().items():
+                chosen = {name: p for name, p in named.items() if any(p is other for other in own)}
+                if chosen:
+                    self._parameters[player] = list(chosen.values())
+                    self.optimizers[player] = self._new_optimizer(player, chosen)
+                    accelerator.prepare_optimizer(self.optimizers[player])
+        self.schedules = {}
+        for player, optimizer in self.optimizers.items():
+            self.schedules[player] = get_scheduler(
+                options.lr_scheduler_type,
+                optimizer,
+                num_warmup_steps=round(options.warmup_ratio * self.max_steps),
+                num_training_steps=self.max_steps,
+            )
+            accelerator.register_for_checkpointing(self.schedules[player])
+        if not self._has_players:
+            self.optimizer, self.schedule = self.optimizers["model"], self.schedules["model"]
+        self.average = None
+        if options.average_decay:
+            self.average = AveragedWeights(list(named.values()), options.average_decay)
+            accelerator.register_for_checkpointing(self.average)
+
+    def _new_optimizer(self, player: str, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
+        options = self.options
         groups = [{"params": list(parameters.values()), "weight_decay": 0.0}]
         if options.weight_decay:
             decayed = {name for name, p in parameters.items() if name.endswith("weight") and p.ndim > 1}
@@ -299,33 +324,15 @@ class TrainingRun:
                 {"params": [parameters[n] for n in parameters if n in decayed], "weight_decay": options.weight_decay},
                 {"params": [parameters[n] for n in parameters if n not in decayed], "weight_decay": 0.0},
             ]
-        optimizer = torch.optim.AdamW(
+        own = {name: getattr(options, f"{player}_{name}", None) for name in ("learning_rate", "adam_beta1")}
+        learning_rate, beta1 = (getattr(options, name) if value is None else value for name, value in own.items())
+        return torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=options.learning_rate,
-            betas=(options.adam_beta1, options.adam_beta2),
+            lr=learning_rate,
+            betas=(beta1, options.adam_beta2),
             eps=options.adam_epsilon,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.schedule = get_scheduler(
-            options.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=round(options.warmup_ratio * self.max_steps),
-            num_training_steps=self.max_steps,
-        )
-        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
-        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-        # Where Accelerate's backward, clipping and optimizer only pass calls on, they are left out: they look for
-        # installed packages at each step, 0.3 ms of one CPU core. A step of 64 digits takes 1.16 ms without and 1.43 ms
-        # with them (MLP auto-encoder, 256 wide), 1.50 and 1.75 ms (such a VAE), 4.2 and 4.5 ms (convolutions).
-        self._is_plain = accelerator.scaler is None and accelerator.distributed_type in plain
-        if self._is_plain:
-            self.optimizer = optimizer
-        accelerator.register_for_checkpointing(self.schedule)
-        self.average = None
-        if options.average_decay:
-            self.average = AveragedWeights(list(parameters.values()), options.average_decay)
-            accelerator.register_for_checkpointing(self.average)
 
     def _settings(self) -> dict[str, Any]:
         """Everything that decides the weights, as JSON: a run is only continued if these are the same."""
@@ -342,11 +349,12 @@ class TrainingRun:
             "mixed_precision": self.accelerator.mixed_precision,
             "num_processes": self.accelerator.num_processes,
             "device": self.device.type,
-            "training images": len(self.train),
-            "validation images": len(self.validation),
-            "unreadable images left out": len(self.train.skipped) + len(self.validation.skipped),
         }
-        return json.loads(json.dumps(settings))
+        return json.loads(json.dumps(settings | self._corpus_settings()))
+
+    def _corpus_settings(self) -> dict[str, Any]:
+        """What of the corpus decides the weights and is not said by the flags."""
+        return {f"training {self.row}s": len(self.train), f"validation {self.row}s": len(self.validation)}
 
     def _begin(self, checkpoint: Path | None) -> None:
         """Start the log files, or restore the state that `checkpoint` holds."""
@@ -440,7 +448,7 @@ class TrainingRun:
     def _endless_rows(self) -> Iterator[dict[str, Any]]:
         while True:
             self.batches.set_epoch(self.epoch)
-            for rows in _drawn(self.batches.iterate(start_batch=self.batch_in_epoch)):
+            for rows in read_rows(self.batches.iterate(start_batch=self.batch_in_epoch)):
                 self.batch_in_epoch += 1
                 yield rows
             self.epoch, self.batch_in_epoch = self.epoch + 1, 0
@@ -449,27 +457,29 @@ class TrainingRun:
         # All at once: how many rows a step has is known when its last unreadable image has been left out.
         step = list(islice(rows, self.options.gradient_accumulation_steps))
         sizes = [part["global_size"] for part in step]
-        self.images_skipped += self.options.batch_size * len(step) - sum(sizes)
+        self.rows_skipped += self.options.batch_size * len(step) - sum(sizes)
         for position, (part, size) in enumerate(zip(step, sizes, strict=True)):
-            batch = self._to_device(part, size, (self.options.seed, self.step, position))
+            batch = self._make_batch(part, size, (self.options.seed, self.step, position))
             batch.weight = len(batch) * self.accelerator.num_processes / sum(sizes)
             batch.is_last = position == len(step) - 1
             yield batch
 
-    def _to_device(self, rows: dict[str, torch.Tensor], global_size: int, seed: tuple[int, ...]) -> Batch:
-        index, world = self.accelerator.process_index, self.accelerator.num_processes
-        where = slice(global_size * index // world, global_size * (index + 1) // world)
-        return Batch(to_pixel_values(rows["images"], self.device), where, global_size, seed=seed)
-
     def gradient_sync(self, batch: Batch):
         """A context for forward and backward: processes exchange gradients only in the last batch of a step."""
-        return contextlib.nullcontext() if batch.is_last else self.accelerator.no_sync(self.model)
+        if batch.is_last or self._has_players:
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(self.model)
 
     def backward(self, loss: torch.Tensor, batch: Batch) -> None:
         """`accelerator.backward` of this process's share of the loss of an optimizer step."""
         if batch.weight != 1.0:
             loss = loss * batch.weight
         loss.backward() if self._is_plain else self.accelerator.backward(loss)
+        if batch.is_last and self._has_players and self.accelerator.num_processes > 1:
+            gradients = [p.grad for own in self._parameters.values() for p in own if p.grad is not None]
+            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+            pieces = flat.split([g.numel() for g in gradients])
+            torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
 
     def record(self, output: dict[str, torch.Tensor], batch: Batch) -> None:
         """Keep the loss and its parts for the next log line. They stay on the device: nothing waits for them here."""
@@ -488,10 +498,11 @@ class TrainingRun:
             self._pending.append(self._row)
 
     def clip_gradients(self) -> None:
-        """Scale gradients to a norm of at most `max_grad_norm`."""
+        """Scale the gradients of each player to a norm of at most `max_grad_norm`."""
         if self.options.max_grad_norm:
             clip = torch.nn.utils.clip_grad_norm_ if self._is_plain else self.accelerator.clip_grad_norm_
-            clip(self._parameters, self.options.max_grad_norm)
+            for parameters in self._parameters.values():
+                clip(parameters, self.options.max_grad_norm)
 
     def update_average(self) -> None:
         """Take the weights after this optimizer step into their moving average."""
@@ -518,7 +529,7 @@ class TrainingRun:
     def _refuse(self, reason: str) -> None:
         whole = [path for path in self._checkpoints() if _is_whole(path)]
         kept = f"The last good checkpoint is {whole[-1]}" if whole else "There is no checkpoint yet"
-        raise NonFiniteError(f"{reason}. {kept}. Lower --learning_rate, or look at the images of this corpus")
+        raise NonFiniteError(f"{reason}. {kept}. Lower --learning_rate, or look at the {self.row}s of this corpus")
 
     @property
     def should_log(self) -> bool:
@@ -545,7 +556,7 @@ class TrainingRun:
         return self.stopping is not None and self.stopping.startswith("signal")
 
     def log(self) -> None:
-        """Write the means of the loss and its parts since the last log, learning rate and images per second."""
+        """Write the means of the loss and its parts since the last log, learning rate and rows per second."""
         self._fetch()
         count = len(self._window)
         means = [sum(column) / count for column in zip(*self._window, strict=True)]
@@ -553,8 +564,9 @@ class TrainingRun:
         per_step = self.options.batch_size * self.options.gradient_accumulation_steps
         metrics = dict(zip(self._term_names, means, strict=True))
         self._progress.set_postfix_str(_in_words(metrics), refresh=False)
-        metrics["learning_rate"] = self.schedule.get_last_lr()[0]
-        metrics["images_per_second"] = round(self._clock.rate(self.step) * per_step, 1)
+        for number, (player, schedule) in enumerate(self.schedules.items()):
+            metrics[f"{player}_learning_rate" if number else "learning_rate"] = schedule.get_last_lr()[0]
+        metrics[f"{self.row}s_per_second"] = round(self._clock.rate(self.step) * per_step, 1)
         self._write_metrics("train", metrics)
 
     def _write_metrics(self, split: str, metrics: dict[str, float]) -> None:
@@ -566,9 +578,7 @@ class TrainingRun:
             self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=self.step)
 
     def _epochs_done(self) -> float:
-        if self.arguments.corpus.streaming:
-            return float(self.epoch)
-        return round(self.step * self.options.gradient_accumulation_steps / len(self.batches), 4)
+        return float(self.epoch) if self.epoch_steps is None else round(self.step / self.epoch_steps, 4)
 
     # ---- evaluation
 
@@ -592,14 +602,8 @@ class TrainingRun:
         """The sum of a tensor over all processes, on the CPU: counts over a whole split."""
         return self.accelerator.reduce(tensor.to(self.device), reduction="sum").cpu()
 
-    def validation_batches(self) -> Iterator[Batch]:
-        """This process's part of the validation split, in order; nothing is dropped."""
-        total, size = len(self.validation), self._validation_batches.batch_size
-        for index, rows in enumerate(self._validation_batches):
-            yield self._to_device(rows, min(size, total - index * size), (self.options.seed, 0, index))
-
     def report(self, metrics: dict[str, float]) -> None:
-        """Log an evaluation with pictures, keep the model if it is the best so far, and see whether to stop early.
+        """Log an evaluation with examples, keep the model if it is the best so far, and see whether to stop early.
 
         Args:
             metrics: the same on all processes.
@@ -609,20 +613,11 @@ class TrainingRun:
             if not all(map(math.isfinite, metrics.values())):
                 self._refuse(f"the evaluation at step {self.step} is not finite: {_in_words(metrics)}")
             self._write_metrics("validation", metrics)
-            with self.evaluating() as model:
-                pictures = self.pictures(model)
             if self.is_main:
                 self._progress.write(f"step {self.step}: validation {_in_words(metrics)}")
-                self._save_pictures(pictures)
+            with self.evaluating() as model:
+                self._show(model)
             self._compare_with_best(metrics)
-
-    def _save_pictures(self, pictures: dict[str, Any]) -> None:
-        (self.output_dir / "images").mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            picture.save(self.output_dir / "images" / f"{name}-{self.step:08d}.png")
-            for tracker in self.accelerator.trackers:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=self.step)
 
     def _compare_with_best(self, metrics: dict[str, float]) -> None:
         name, patience = self.options.metric_for_best_model, self.options.early_stopping_patience
@@ -712,11 +707,11 @@ class TrainingRun:
             self._check_weights()
             state = self.accelerator.get_state_dict(self.model)
             state = {name: tensor.detach().clone() for name, tensor in state.items()}  # these are the live weights
-        if self.is_main and self.images_skipped:
+        if self.is_main and self.rows_skipped:
             record = json.loads((self.output_dir / RUN_FILE).read_text(encoding="utf-8"))
-            record["unreadable images skipped in training steps"] = self.images_skipped
+            record[f"unreadable {self.row}s skipped in training steps"] = self.rows_skipped
             _write_atomically(self.output_dir / RUN_FILE, json.dumps(record, indent=2) + "\n")
-            print(f"{self.images_skipped} times an unreadable image was left out of a training step")
+            print(f"{self.rows_skipped} times an unreadable {self.row} was left out of a training step")
         self._write_folder("final", lambda folder: self._write_final(folder, state) if self.is_main else None)
         folder = self.output_dir / "final"
         if self.is_main:
@@ -741,29 +736,15 @@ class TrainingRun:
             model = model_class(self.config)
             model.load_state_dict(state)
         model.to(self.device).eval()
-        metrics = None
-        if self.options.final_evaluation:
-            corpus = self.arguments.corpus
-            described = {"name": without_folder(corpus.dataset), "split": "validation"}
-            described |= {"config_name": corpus.dataset_config_name} if corpus.dataset_config_name else {}
-            described |= {"revision": corpus.dataset_revision} if corpus.dataset_revision else {}
-            metrics = evaluate_model(
-                model,
-                self.train,
-                self.validation,
-                corpus=described,
-                num_importance_samples=self.options.num_importance_samples,
-                seed=self.options.seed,
-                command=self.arguments.command,
-            )
+        metrics = self._measure(model) if self.options.final_evaluation else None
+        if metrics:
             metrics["settings"]["num_processes_of_training"] = self.accelerator.num_processes
-        for name, picture in self.pictures(model).items():
-            picture.save(folder / f"{name}.png")
+        self._write_examples(model, folder)
         (folder / "recipe.yaml").write_text(self._recipe(), encoding="utf-8")
         save_for_hub(
             model,
             folder,
-            image_processor=self.processor,
+            processor=self.processor,
             metrics=metrics,
             run=self._published_record(),
             model_id=self.options.hub_model_id or (self._published_dir() / "final").as_posix(),
@@ -790,30 +771,12 @@ class TrainingRun:
         values = {name: without_folder(value) for name, value in values.items() if name not in local}
         return yaml.safe_dump(values, sort_keys=False)
 
-    def pictures(self, model: torch.nn.Module) -> dict[str, Any]:
-        """PIL images by name: validation images over their reconstructions and, where there is a prior, samples.
-
-        Empty for images that are neither grey nor RGB.
-        """
-        count = min(self.options.num_pictures, len(self.validation))
-        if not count or self.config.num_channels not in (1, 3):
-            return {}
-        images = torch.from_numpy(np.array(self.validation.images[:count]))
-        pixel_values = to_pixel_values(images, self.device)
-        with torch.no_grad():
-            reconstruction = model(pixel_values, return_loss=False).reconstruction
-            pictures = {"reconstructions": reconstruction_grid(pixel_values, reconstruction)}
-            if hasattr(model, "sample"):
-                generator = torch.Generator(self.device).manual_seed(self.options.seed)
-                pictures["samples"] = image_grid(model.sample(count, generator=generator))
-        return pictures
-
 
 # ---------------------------------------------------------------------------------------------------------- small parts
 
 
 @contextlib.contextmanager
-def _as_training_error() -> Iterator[None]:
+def as_training_error() -> Iterator[None]:
     """What is wrong with a corpus is said without a stack trace."""
     try:
         yield
@@ -821,10 +784,10 @@ def _as_training_error() -> Iterator[None]:
         raise TrainingError(str(error)) from error
 
 
-def _drawn(batches: Iterator[Any]) -> Iterator[Any]:
+def read_rows(batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; what is wrong with a row of a stream shows only when it is read."""
     while True:
-        with _as_training_error():
+        with as_training_error():
             rows = next(batches, None)
         if rows is None:
             return
@@ -854,53 +817,6 @@ def _check_right_to_push(repo_id: str) -> None:
     owner = repo_id.split("/")[0] if "/" in repo_id else user["name"]
     if owner not in roles or roles[owner] == "read":
         raise TrainingError(f"{wanted}: {user['name']} has no right to write for {owner}")
-
-
-def _image_format(dataset, image_column: str | None) -> dict[str, Any]:
-    """`image_size` and `num_channels` of the first readable image of a split."""
-    import datasets
-
-    if dataset.features is None:  # a stream that has not been looked at
-        dataset = dataset._resolve_features()
-    column = find_image_column(dataset.features, image_column)
-    rows = dataset.select_columns([column])
-    if isinstance(dataset.features[column], datasets.Image):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    for row in islice(rows, 100):
-        value = row[column]
-        with contextlib.suppress(OSError, ValueError, TypeError, SyntaxError):
-            value = {"bytes": value, "path": None} if isinstance(value, bytes) else value
-            if isinstance(value, dict):
-                image = ImageOps.exif_transpose(datasets.Image().decode_example(value))
-                channels = 3 if image.mode == "P" or len(image.getbands()) > 2 else 1
-                height, width = image.height, image.width
-            else:
-                array = np.asarray(value)
-                height, width = array.shape[-2:] if array.ndim == 2 or array.shape[0] in (1, 3) else array.shape[:2]
-                channels = 3 if array.ndim == 3 and 3 in (array.shape[0], array.shape[-1]) else 1
-            return {"image_size": height if height == width else [height, width], "num_channels": channels}
-    raise TrainingError(
-        f"none of the first images of column {column} can be read: give --image_size and --num_channels"
-    )
-
-
-def _read_stream(dataset, processor, limit: int, columns: dict[str, Any]) -> ImageArrays:
-    """The first images of a streamed split, in memory."""
-    size = min(limit, 64)
-    batches = StreamingImageBatches(dataset, processor, size, shuffle=False, seed=0, drop_last=False, **columns)
-    images, labels, count = [], [], 0
-    for batch in _drawn(iter(batches)):
-        images.append(batch["images"].numpy())
-        labels.append(batch["labels"].numpy() if "labels" in batch else None)
-        count += len(images[-1])
-        if count >= limit:
-            break
-    return ImageArrays(
-        images=np.concatenate(images)[:limit],
-        labels=None if labels[0] is None else np.concatenate(labels)[:limit],
-        label_names=batches.label_names,
-        skipped=list(batches.skipped),
-    )
 
 
 def _is_whole(checkpoint: Path) -> bool:

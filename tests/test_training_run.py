@@ -22,12 +22,9 @@ from safetensors.torch import load_file
 
 from hf_autoencoders import VARIANTS, training_arguments, training_run
 from hf_autoencoders.training_arguments import parse_arguments
-from hf_autoencoders.training_parts import AveragedWeights, Batch, WeightedMeans
-from hf_autoencoders.training_run import (
-    NonFiniteError,
-    TrainingError,
-    TrainingRun,
-)
+from hf_autoencoders.training_images import ImageTrainingRun
+from hf_autoencoders.training_parts import AveragedWeights, ImageBatch, WeightedMeans
+from hf_autoencoders.training_run import NonFiniteError, TrainingError, TrainingRun
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -130,7 +127,7 @@ def test_help_explains_every_flag(variant, capsys):
 def test_every_flag_has_words():
     for model_type, variant in VARIANTS.items():
         model = training_arguments.model_arguments(variant.config_class())
-        for group in (training_arguments.CorpusArguments, training_arguments.RunArguments, model):
+        for group in (training_arguments.ImageCorpusArguments, training_arguments.ImageRunArguments, model):
             for flag in dataclasses.fields(group):
                 assert len(flag.metadata["help"]) > 10, (model_type, flag.name)
 
@@ -227,7 +224,7 @@ def test_recipes_fit_their_script(recipe, monkeypatch):
         raise Parsed
 
     module = script(recipe.name.split("_")[0])
-    monkeypatch.setattr(module, "TrainingRun", stop)
+    monkeypatch.setattr(module, "ImageTrainingRun", stop)
     with pytest.raises(Parsed):
         module.main(["--recipe", str(recipe)])
 
@@ -264,7 +261,7 @@ def test_draws_do_not_depend_on_the_number_of_processes():
     pixel_values = torch.zeros(7, 1, 2, 2)
 
     def draws(rows: slice, step: int = 4) -> list[torch.Tensor]:
-        batch = Batch(pixel_values[rows], rows, 7, seed=(0, step, 0))
+        batch = ImageBatch(pixel_values=pixel_values[rows], rows=rows, global_size=7, seed=(0, step, 0))
         return [batch.draw(torch.randn, 3), batch.draw(torch.rand, 1, 2, 2)]
 
     whole, first, second = draws(slice(0, 7)), draws(slice(0, 3)), draws(slice(3, 7))
@@ -611,7 +608,7 @@ def test_weight_decay_is_for_matrices_and_kernels(tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
         folder = tmp_path / model_type
         flags += [*QUICK, "--max_steps", "1", "--weight_decay", "0.1", "--output_dir", str(folder)]
-        run = TrainingRun(parse_arguments(model_type, "", flags))
+        run = ImageTrainingRun(parse_arguments(model_type, "", flags))
         names = {parameter: name for name, parameter in run.network.named_parameters()}
         decayed, others = ({names[p]: p for p in group["params"]} for group in run.optimizer.param_groups)
         assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
@@ -744,7 +741,7 @@ def test_streaming(tmp_path, monkeypatch):
     assert_equal(weights(tmp_path / "killed"), weights(reference))
     arguments = parse_arguments("hfae_vqvae", "", [*QUICK, "--streaming", "--output_dir", str(tmp_path / "endless")])
     with pytest.raises(TrainingError, match="--streaming needs --max_steps"):
-        TrainingRun(arguments)
+        ImageTrainingRun(arguments)
 
 
 @pytest.fixture
@@ -814,7 +811,7 @@ def test_training_goes_on_from_other_weights(finished, tmp_path):
         "hfae_vae", "", [*flags, "--latent_size", "5", "--output_dir", str(tmp_path / "misfit")]
     )
     with pytest.raises(TrainingError, match="do not fit the model flags given"):
-        TrainingRun(arguments)
+        ImageTrainingRun(arguments)
 
 
 def test_unreadable_images(pictures, tmp_path):

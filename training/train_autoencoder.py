@@ -16,11 +16,11 @@ To see that it runs, in a few seconds:
 import torch
 
 from hf_autoencoders.training_arguments import parse_arguments
-from hf_autoencoders.training_parts import Batch, WeightedMeans
-from hf_autoencoders.training_run import TrainingRun
+from hf_autoencoders.training_images import ImageTrainingRun
+from hf_autoencoders.training_parts import ImageBatch, WeightedMeans
 
 
-def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:
+def inputs(run: ImageTrainingRun, batch: ImageBatch) -> dict[str, torch.Tensor]:
     """Images of a batch and what is random about them: the same on any number of processes, and after a resume."""
     model_inputs = {"pixel_values": batch.pixel_values}
     if run.config.noise != "none":
@@ -31,7 +31,7 @@ def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:
     return model_inputs
 
 
-def evaluate(run: TrainingRun) -> dict[str, float]:
+def evaluate(run: ImageTrainingRun) -> dict[str, float]:
     """Loss and its parts over the whole validation split; in evaluation mode images get no noise."""
     means = WeightedMeans()
     with run.evaluating() as model:
@@ -40,7 +40,7 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
     return means.compute()
 
 
-def train(run: TrainingRun) -> None:
+def train(run: ImageTrainingRun) -> None:
     model, optimizer, schedule = run.model, run.optimizer, run.schedule
     for batches in run.steps():
         for batch in batches:  # more than one with --gradient_accumulation_steps
@@ -63,7 +63,7 @@ def train(run: TrainingRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run = TrainingRun(parse_arguments("hfae_autoencoder", __doc__, argv))
+    run = ImageTrainingRun(parse_arguments("hfae_autoencoder", __doc__, argv))
     train(run)
     run.finish()
 

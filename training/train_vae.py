@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_autoencoders.training_arguments import parse_arguments
-from hf_autoencoders.training_parts import Batch, WeightedMeans
-from hf_autoencoders.training_run import TrainingRun
+from hf_autoencoders.training_images import ImageTrainingRun
+from hf_autoencoders.training_parts import ImageBatch, WeightedMeans
 
 
 @dataclass
@@ -32,7 +32,7 @@ class VAETrainingArguments:
     )
 
 
-def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:
+def inputs(run: ImageTrainingRun, batch: ImageBatch) -> dict[str, torch.Tensor]:
     """Images and posterior noise of a batch: the same on any number of processes, and after a resume."""
     pixel_values = batch.pixel_values
     epsilon = batch.draw(torch.randn, run.config.num_posterior_samples, run.config.latent_size)
@@ -41,7 +41,7 @@ def inputs(run: TrainingRun, batch: Batch) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixel_values, "epsilon": epsilon}
 
 
-def evaluate(run: TrainingRun) -> dict[str, float]:
+def evaluate(run: ImageTrainingRun) -> dict[str, float]:
     """The bound and its parts over the whole validation split, in nats per example."""
     means = WeightedMeans()
     with run.evaluating() as model:
@@ -50,7 +50,7 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
     return means.compute()
 
 
-def train(run: TrainingRun) -> None:
+def train(run: ImageTrainingRun) -> None:
     model, optimizer, schedule = run.model, run.optimizer, run.schedule
     for batches in run.steps():
         for batch in batches:  # more than one with --gradient_accumulation_steps
@@ -73,7 +73,7 @@ def train(run: TrainingRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run = TrainingRun(parse_arguments("hfae_vae", __doc__, argv, VAETrainingArguments))
+    run = ImageTrainingRun(parse_arguments("hfae_vae", __doc__, argv, VAETrainingArguments))
     train(run)
     run.finish()
 

@@ -15,13 +15,13 @@ To see that it runs, in a few seconds:
 
 from hf_autoencoders.evaluation.codes import CodeUsage
 from hf_autoencoders.training_arguments import parse_arguments
+from hf_autoencoders.training_images import ImageTrainingRun
 from hf_autoencoders.training_parts import WeightedMeans
-from hf_autoencoders.training_run import TrainingRun
 
 CODE_METRICS = ("code_usage", "code_perplexity")
 
 
-def evaluate(run: TrainingRun) -> dict[str, float]:
+def evaluate(run: ImageTrainingRun) -> dict[str, float]:
     """Loss and its parts, usage and perplexity of the codes over the whole validation split."""
     means, usage = WeightedMeans(), CodeUsage(run.config.num_codes, run.config.codes_shape[0])
     with run.evaluating() as model:
@@ -34,7 +34,7 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
     return means.compute() | dict(zip(CODE_METRICS, code_metrics, strict=True))
 
 
-def train(run: TrainingRun) -> None:
+def train(run: ImageTrainingRun) -> None:
     model, optimizer, schedule = run.model, run.optimizer, run.schedule
     for batches in run.steps():
         for batch in batches:  # more than one with --gradient_accumulation_steps
@@ -57,7 +57,7 @@ def train(run: TrainingRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run = TrainingRun(parse_arguments("hfae_vqvae", __doc__, argv, higher_is_better=CODE_METRICS))
+    run = ImageTrainingRun(parse_arguments("hfae_vqvae", __doc__, argv, higher_is_better=CODE_METRICS))
     train(run)
     run.finish()
 
