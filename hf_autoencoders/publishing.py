@@ -1,13 +1,13 @@
 """From a trained model to a folder, and to a repository on the Hub, that anyone can load.
 
-    save_for_hub(model, "vqvae-digits", image_processor=processor, metrics=metrics)
+    save_for_hub(model, "vqvae-digits", processor=processor, metrics=metrics)
     push_folder("vqvae-digits", "organisation/vqvae-digits")
 
-Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json`, the code
-that these name, `README.md` (the model card) and, where they are there, `metrics.json`, `run.json`, `recipe.yaml` and
-pictures. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with what configuration,
-run and metrics say. What was not measured is not in it. Whoever edits a card takes its first comment line out, and owns
-it then.
+Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json` or a
+tokenizer, the code that these name, `README.md` (the model card) and, where they are there, `metrics.json`, `run.json`,
+`recipe.yaml` and pictures. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with
+what configuration, run and metrics say. What was not measured is not in it. Whoever edits a card takes its first
+comment line out, and owns it then.
 
 `model.save_pretrained` and `model.push_to_hub` lead here too (`models/portable.py`).
 """
@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import tokenizers
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
@@ -34,6 +35,9 @@ logger = logging.get_logger(__name__)
 
 PACKAGE_FOLDER = Path(__file__).parent
 CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
+GENERATION = "generation_config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # what `AutoTokenizer` needs
+TOKENIZER_FILES = (*TOKENIZER, "special_tokens_map.json")  # the last one of versions of transformers before 5
 METRICS, RUN, RECIPE = "metrics.json", "run.json", "recipe.yaml"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
@@ -58,7 +62,7 @@ def save_for_hub(
     model,
     output_dir: str | os.PathLike,
     *,
-    image_processor=None,
+    processor=None,
     metrics: Mapping | str | os.PathLike | None = None,
     run: Mapping | str | os.PathLike | None = None,
     pictures: Sequence[str | os.PathLike] = (),
@@ -73,7 +77,8 @@ def save_for_hub(
     Args:
         model: a model of this package, also one that was loaded with `trust_remote_code=True`.
         output_dir: the folder; it is made if needed.
-        image_processor: the processor the model was trained with; by default the one that fits its configuration.
+        processor: the image processor or tokenizer the model was trained with. By default the image processor that fits
+            its configuration. A tokenizer has to be given, unless one lies in the folder, which is kept.
         metrics: what was measured, as written by `hf-autoencoders evaluate`, or a path to it. Without it, a
             `metrics.json` that lies in the folder is kept.
         run: how it was trained, as a training run's `run.json` has it (`{"command": ..., "arguments": {...},
@@ -107,11 +112,12 @@ def save_for_hub(
             arguments = run.get("arguments", {})
             run["arguments"] = {name: value for name, value in arguments.items() if name not in PRIVATE_ARGUMENTS}
             _write_json(folder / RUN, run)
-        kept = [output_dir / name for name in (*PICTURES, CARD) if (output_dir / name).is_file()]
+        kept = (*PICTURES, CARD, *(TOKENIZER_FILES if processor is None else ()))
+        kept = [output_dir / name for name in kept if (output_dir / name).is_file()]
         for file in (*kept, *map(Path, pictures)):
             shutil.copyfile(file, folder / file.name)
-        if image_processor is not None:
-            image_processor.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
         save_processor(model.config, folder)
         model.config.auto_map = dict(variant.auto_map)
         model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -144,13 +150,18 @@ def save_processor(config, folder: str | os.PathLike) -> dict[str, str]:
 def published_files(folder: str | os.PathLike) -> list[str]:
     """The names of the files that [`push_folder`] uploads: of a folder that may hold checkpoints and logs as well."""
     folder = Path(folder)
-    names = [CONFIG, PROCESSOR, CARD, METRICS, RUN, RECIPE, WEIGHTS, WEIGHTS_INDEX, *PICTURES]
+    names = [CONFIG, GENERATION, PROCESSOR, *TOKENIZER_FILES, CARD, METRICS, RUN, RECIPE, WEIGHTS, WEIGHTS_INDEX]
+    names += [*PICTURES]
     names += [file.name for file in (*folder.glob("model-*-of-*.safetensors"), *_code_files(folder))]
     return sorted(name for name in set(names) if (folder / name).is_file())
 
 
-def check_folder(folder: str | os.PathLike) -> None:
+def check_folder(folder: str | os.PathLike, *, tokenizer: bool = True) -> None:
     """Check that a folder will load where this package is not installed. It reads no weights, and takes milliseconds.
+
+    Args:
+        folder: the folder.
+        tokenizer: whether a folder of a text model must hold the tokenizer, too.
 
     Raises:
         IncompleteFolderError: with all that is missing or wrong.
@@ -167,7 +178,9 @@ def check_folder(folder: str | os.PathLike) -> None:
     if variant is not None:
         wanted[CONFIG] += list(variant.heads)
         if variant.processor:
-            wanted[PROCESSOR] = ["AutoImageProcessor"]
+            wanted[PROCESSOR] = [variant.processor_auto_class]
+        if variant.modality == "text":
+            problems += _tokenizer_problems(folder, variant.config_class().from_dict(config), tokenizer)
     for name, auto_classes in wanted.items():
         entries = ((config if name == CONFIG else _read_json(folder / name, problems)) or {}).get("auto_map") or {}
         problems += [f"auto_map in {name} has no {auto}" for auto in auto_classes if auto not in entries]
@@ -188,8 +201,32 @@ def check_folder(folder: str | os.PathLike) -> None:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise IncompleteFolderError(
             f"{folder} is not a complete model folder of hf_autoencoders:\n{listed}\n"
-            "Write it with save_for_hub(model, folder) or model.save_pretrained(folder)."
+            "Write it with save_for_hub(model, folder) or model.save_pretrained(folder)"
+            f"{', and tokenizer.save_pretrained(folder)' if variant and variant.modality == 'text' else ''}."
         )
+
+
+def _tokenizer_problems(folder: Path, config, required: bool) -> list[str]:
+    """What is wrong with the tokenizer that lies in the folder of a text model."""
+    missing = [name for name in TOKENIZER if not (folder / name).is_file()]
+    if missing:
+        return [f"{name} is missing" for name in missing] if required or len(missing) < len(TOKENIZER) else []
+    try:
+        num_tokens = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER[0])).get_vocab_size()
+    except Exception as error:  # of the library's own kind, which is Exception
+        return [f"{TOKENIZER[0]} is no tokenizer: {error}"]
+    problem = vocabulary_problem(num_tokens, config.get_text_config().vocab_size)
+    return [f"{TOKENIZER[0]}: {problem}"] if problem else []
+
+
+def vocabulary_problem(num_tokens: int, vocab_size: int) -> str:
+    """Why a tokenizer of `num_tokens` tokens cannot belong to a model of `vocab_size`; empty when it may.
+
+    The model may have up to 127 tokens more: tables are padded to multiples of 64 or 128, as T5's are.
+    """
+    if vocab_size - 128 < num_tokens <= vocab_size:
+        return ""
+    return f"the tokenizer has {num_tokens} tokens, but the model {vocab_size}: they do not belong together"
 
 
 def variant_of(config) -> Variant:
@@ -290,12 +327,22 @@ METRIC_NAMES = {
     "bits_per_image": "Bits per image",
     "linear_probe_accuracy": "Linear probe on the latents, accuracy",
     "accuracy": "Accuracy",
+    "rouge1": "ROUGE-1, F1",
+    "rouge2": "ROUGE-2, F1",
+    "rougeL": "ROUGE-L, F1",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
     "pca_equal_bits_mse": "PCA coefficients in as many bits: mean squared error",
     "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
+}
+COLUMN_NAMES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}  # of `metrics["table"]`
+UNITS = {"image": "images", "text": "texts"}  # modality -> what a corpus has rows of
+PIPELINE_TAGS = {
+    "AutoModel": "image-feature-extraction",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSeq2SeqLM": "summarization",
 }
 INDEXED_METRIC = re.compile(r"(train_)?code_(usage|perplexity)_\d+")  # of one codebook of several: not in the card
 
@@ -381,19 +428,22 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         auto_class=auto_class,
         config=config,
         num_parameters=sum(map(math.prod, shapes)),
-        evaluation=_evaluation_section(metrics),
+        evaluation=_evaluation_section(metrics, UNITS[variant.modality]),
+        examples=_examples_section(metrics),
         training=_training_section(run),
         corpus=_corpus(metrics, run).get("name", ""),
+        tokenizer=all((folder / name).is_file() for name in TOKENIZER),
         pictures="".join(
             f"![{text}]({name})\n\n*{text}*\n\n" for name, text in PICTURES.items() if (folder / name).is_file()
         ),
     )
+    tag = PIPELINE_TAGS[auto_class]
     data = ModelCardData(
         license=LICENSE,
         library_name="transformers",
-        pipeline_tag="image-classification" if auto_class != "AutoModel" else "image-feature-extraction",
+        pipeline_tag=tag,
         tags=sorted({"hf_autoencoders", "autoencoder", variant.name, config.model_type, *tags, *_card_tags(folder)}),
-        **({"model_name": name, "eval_results": results} if (results := _eval_results(metrics)) else {}),
+        **({"model_name": name, "eval_results": results} if (results := _eval_results(metrics, tag)) else {}),
         **({"datasets": [_corpus(metrics, run)["name"]]} if _is_from_hub(_corpus(metrics, run)) else {}),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{CARD_MARK}\n\n{body.strip()}\n")
@@ -415,15 +465,15 @@ def _is_from_hub(corpus: Mapping) -> bool:
     return bool(corpus.get("revision") and looks_alike and not Path(corpus["name"]).exists())
 
 
-def _eval_results(metrics: Mapping) -> list[EvalResult]:
+def _eval_results(metrics: Mapping, pipeline_tag: str) -> list[EvalResult]:
     """The measured numbers as the Hub's `model-index` wants them."""
     corpus = metrics.get("corpus") or {}
     if not corpus.get("name"):
         return []
-    accuracy = {"accuracy": "image-classification"}
+    task = PIPELINE_TAGS["AutoModel"] if pipeline_tag == "image-classification" else pipeline_tag
     return [
         EvalResult(
-            task_type=accuracy.get(name, "image-feature-extraction"),
+            task_type="image-classification" if name == "accuracy" else task,
             dataset_type=corpus["name"] if _is_from_hub(corpus) else Path(corpus["name"]).name,
             dataset_name=Path(corpus["name"]).name,
             dataset_config=corpus.get("config_name"),
@@ -438,8 +488,8 @@ def _eval_results(metrics: Mapping) -> list[EvalResult]:
     ]
 
 
-def _evaluation_section(metrics: Mapping) -> str:
-    """The table of measured numbers with where they come from; empty when nothing was measured."""
+def _evaluation_section(metrics: Mapping, unit: str) -> str:
+    """The tables of measured numbers with where they come from; empty when nothing was measured."""
     if not metrics.get("metrics"):
         return ""
     rows = ["| measured | value |", "|---|---|"]
@@ -453,12 +503,36 @@ def _evaluation_section(metrics: Mapping) -> str:
         facts.append(f"corpus `{corpus['name']}`")
         facts += [f"configuration `{corpus['config_name']}`"] if corpus.get("config_name") else []
         facts += [f"{corpus['split']} split"] if corpus.get("split") else []
-        facts += [f"{corpus['rows']:,} images"] if corpus.get("rows") else []
+        facts += [f"{corpus['rows']:,} {unit}"] if corpus.get("rows") else []
     facts += [f"seed {metrics['seed']}"] if metrics.get("seed") is not None else []
     facts += [str(metrics[key]) for key in ("machine", "date") if metrics.get(key)]
-    text = "\n".join(rows) + "\n"
+    text = "\n".join(rows) + "\n" + _comparison_table(metrics.get("table") or [])
     text += f"\nMeasured on: {', '.join(facts)}.\n" if facts else ""
     return text + (f"\n```bash\n{metrics['command']}\n```\n" if metrics.get("command") else "")
+
+
+def _comparison_table(rows: Sequence[Mapping]) -> str:
+    """The rows of `metrics["table"]` (the model and what it is compared with) as Markdown; empty without any."""
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def cells(values) -> str:
+        shown = ("" if v is None else _number(v) if isinstance(v, (int, float)) else str(v) for v in values)
+        return f"| {' | '.join(cell.replace('|', '/') for cell in shown)} |"
+
+    lines = [cells(COLUMN_NAMES.get(name, name.replace("_", " ")) for name in columns), "|---" * len(columns) + "|"]
+    return "\n" + "\n".join([*lines, *(cells(row.get(name) for name in columns) for row in rows)]) + "\n"
+
+
+def _examples_section(metrics: Mapping, most: int = 5) -> str:
+    """Some of `metrics["examples"]`, `{"text": ..., "summary": ..., ...}` each, as they are; empty without any."""
+    blocks = []
+    for example in (metrics.get("examples") or [])[:most]:
+        texts = {name: " ".join(str(text).split()) for name, text in example.items() if isinstance(text, str)}
+        width = max(map(len, texts), default=0)
+        blocks.append("\n".join(f"{name.ljust(width)}  {text.replace('```', '...')}" for name, text in texts.items()))
+    return "```text\n" + "\n\n".join(blocks) + "\n```\n" if blocks else ""
 
 
 def _training_section(run: Mapping) -> str:
@@ -510,6 +584,7 @@ def push_folder(
     commit_message: str | None = None,
     commit_description: str | None = None,
     create_pr: bool = False,
+    tokenizer: bool = True,
 ):
     """Upload a folder that [`save_for_hub`] wrote; of other files in it, such as checkpoints, nothing.
 
@@ -525,6 +600,7 @@ def push_folder(
         revision: branch to commit to, created if needed.
         commit_message, commit_description: of the commit.
         create_pr: open a pull request instead of committing to the branch.
+        tokenizer: whether a folder of a text model must hold the tokenizer, too.
 
     Returns:
         huggingface_hub.CommitInfo: with `commit_url`, `oid` and, with `create_pr`, `pr_url`.
@@ -533,7 +609,7 @@ def push_folder(
         IncompleteFolderError: the folder fails [`check_folder`]; nothing was sent then.
         huggingface_hub.errors.HfHubHTTPError: no right to write (403), unknown token (401), or the Hub's own trouble.
     """
-    check_folder(folder)
+    check_folder(folder, tokenizer=tokenizer)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     write_card(folder, model_id=repo_id)
@@ -557,7 +633,8 @@ def push_model(
 ):
     """What `model.push_to_hub(repo_id, ...)` does, see [`push_folder`] for the arguments.
 
-    A card and a processor that the repository has already stay as they are: a model alone does not know better.
+    A card and a processor that the repository has already stay as they are: a model alone does not know better. It does
+    not know its tokenizer at all: `tokenizer.push_to_hub(repo_id)` pushes that, and the card says so.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -566,7 +643,7 @@ def push_model(
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size or "50GB")
         write_card(folder, model_id=repo_id, tags=tags or ())
-        check_folder(folder)
+        check_folder(folder, tokenizer=False)
         files = [name for name in published_files(folder) if name not in {CARD, PROCESSOR} & there]
         return _upload(api, Path(folder), repo_id, files, revision, commit_message, commit_description, create_pr)
 

@@ -28,7 +28,8 @@ class Variant:
     Args:
         name: short name; files are called after it (`modeling_<name>.py`, `train_<name>.py`, `model_cards/<name>.md`).
         title: what a reader calls it.
-        config, model, processor: `"module.Class"` in the models folder.
+        config, model: `"module.Class"` in the models folder.
+        processor: likewise; None where it is a class of transformers, as the tokenizers are.
         heads: Auto class in `transformers` -> `"module.Class"`, beside `AutoModel`.
         modality: `"image"`, `"audio"` or `"text"`.
     """
@@ -37,7 +38,7 @@ class Variant:
     title: str
     config: str
     model: str
-    processor: str
+    processor: str | None = None
     heads: dict[str, str] = field(default_factory=dict)
     modality: str = "image"
 
@@ -47,10 +48,15 @@ class Variant:
         return f"hfae_{self.name}"
 
     @property
+    def processor_auto_class(self) -> str:
+        """The Auto class that loads what makes model inputs."""
+        return {"image": "AutoImageProcessor", "text": "AutoTokenizer"}[self.modality]
+
+    @property
     def auto_map(self) -> dict[str, str]:
         """What `config.json` of a published model says for each Auto class."""
-        processor = {"image": "AutoImageProcessor"}[self.modality]
-        return {"AutoConfig": self.config, "AutoModel": self.model, **self.heads, processor: self.processor}
+        processor = {self.processor_auto_class: self.processor} if self.processor else {}
+        return {"AutoConfig": self.config, "AutoModel": self.model, **self.heads, **processor}
 
     def config_class(self) -> type:
         """The configuration class."""
@@ -64,9 +70,9 @@ class Variant:
         """Auto class name -> model class, beside `AutoModel`."""
         return {auto_class: _resolve(reference) for auto_class, reference in self.heads.items()}
 
-    def processor_class(self) -> type:
-        """The processor class."""
-        return _resolve(self.processor)
+    def processor_class(self) -> type | None:
+        """The processor class; None where it is one of transformers, which `processor_auto_class` finds."""
+        return _resolve(self.processor) if self.processor else None
 
 
 _IMAGE_PROCESSOR = "image_processing_autoencoder.AutoencoderImageProcessor"
@@ -131,6 +137,9 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
             getattr(modeling_auto, auto_class).register(variant.config_class(), _resolve(reference), exist_ok=True)
 
         yield f"{auto}.modeling_auto", reference, register_model
+
+    if variant.modality != "image":
+        return
 
     def register_processor():
         # not from the top of transformers, where version 5.17 has it only beside torchvision
@@ -199,7 +208,8 @@ class _AutoRegistration(importlib.abc.MetaPathFinder):
 def register_auto_classes() -> None:
     """Make `AutoConfig`, `AutoModel`, the heads' Auto classes, `AutoImageProcessor` and `pipeline` know every variant.
 
-    What is imported already is told at once, the rest when it is imported. Called by `import hf_autoencoders`.
+    `AutoTokenizer` needs no telling: a saved tokenizer names its class itself. What is imported already is told at
+    once, the rest when it is imported. Called by `import hf_autoencoders`.
     """
     if any(isinstance(finder, _AutoRegistration) for finder in sys.meta_path):
         return

@@ -21,14 +21,15 @@ from .configuration_base import PACKAGE, is_ours
 def auto_class_name(model_class: type) -> str:
     """The Auto class that loads a model class: `"AutoModelForImageClassification"` for `XForImageClassification`."""
     head = re.search(r"For[A-Z]\w*$", model_class.__name__)
-    return "AutoModel" + (head[0] if head else "")
+    head = head[0] if head else ""
+    return "AutoModel" + {"ForConditionalGeneration": "ForSeq2SeqLM"}.get(head, head)
 
 
 def auto_map(model_class: type) -> dict[str, str]:
     """`{"AutoConfig": "file.Class", "AutoModel": "file.Class", ...}` of a configuration and all models that share it.
 
     The heads are in it whatever is being saved, because a head can be put on the weights of its base model. They are
-    looked for in the file that defines `model_class`.
+    looked for in the file that defines `model_class`. Where no class is the base model of others, `model_class` is it.
     """
     module, config_class = sys.modules[model_class.__module__], model_class.config_class
     classes = {"AutoConfig": config_class}
@@ -36,6 +37,7 @@ def auto_map(model_class: type) -> dict[str, str]:
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.__module__ == module.__name__:
             if cls.config_class is config_class:
                 classes[auto_class_name(cls)] = cls
+    classes.setdefault("AutoModel", model_class)
     return {name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in classes.items()}
 
 
@@ -65,9 +67,10 @@ class PortableModel(PreTrainedModel):
         """Save configuration, weights (safetensors), code files with a full `auto_map`, image processor and model card.
 
         The arguments are those of `PreTrainedModel.save_pretrained`. A processor or a card that lies in the folder
-        already stays as it is. A class of your own that inherits from ours is saved as transformers saves it: without
-        code. So is a model that was loaded with `trust_remote_code=True` where this package is not installed, but with
-        the code it came with; save its processor beside it.
+        already stays as it is; a tokenizer, which no model knows, is to be saved beside it. A class of your own that
+        inherits from ours is saved as transformers saves it: without code. So is a model that was loaded with
+        `trust_remote_code=True` where this package is not installed, but with the code it came with; save its processor
+        beside it.
         """
         publisher = publishing() if is_ours(type(self)) else None
         native_push = push_to_hub and publisher is None
@@ -88,7 +91,8 @@ class PortableModel(PreTrainedModel):
         if is_main_process and publisher:
             publisher.write_card(save_directory)
             if push_to_hub:
-                publisher.push_folder(save_directory, push.pop("repo_id", Path(save_directory).name), **push)
+                repo_id = push.pop("repo_id", Path(save_directory).name)
+                publisher.push_folder(save_directory, repo_id, tokenizer=False, **push)
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """Publish the model with everything that `save_pretrained` writes; arguments of `PreTrainedModel.push_to_hub`.
