@@ -1,4 +1,4 @@
-"""The configuration fields that all image auto-encoders share, and the validators of fields."""
+"""What all configurations share, the fields of all image auto-encoders, and the validators of fields."""
 
 import difflib
 import math
@@ -49,6 +49,20 @@ def from_zero_below(maximum: float) -> Callable[[Any], None]:
     return check
 
 
+def refuse_unknown_fields(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+    """Raise a TypeError for arguments of a constructor that are no fields: transformers keeps them as attributes.
+
+    A misspelt field must not pass for one that is set; a file (they all have a model_type) may come from a newer
+    version, and keeps what is unknown here.
+    """
+    if "model_type" not in kwargs:
+        for name in [name for name in kwargs if name in vars(config) and name != "auto_map"]:
+            fields = sorted({*config.__dataclass_fields__, *config.attribute_map})
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else "set an attribute of your own after construction."
+            raise TypeError(f"{type(config).__name__} has no field {name}: {hint}")
+
+
 def positive_image_size(value: Any) -> None:
     """A field validator: one positive integer, or (height, width)."""
     sizes = value if isinstance(value, (list, tuple)) else (value, value)
@@ -56,8 +70,20 @@ def positive_image_size(value: Any) -> None:
         raise ValueError(f"expected a positive integer or (height, width), got {value}")
 
 
+class AutoencoderBaseConfig(PreTrainedConfig):
+    """What the configurations of all variants do: refuse fields that they do not have, and save their code."""
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        refuse_unknown_fields(self, kwargs)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = "AutoConfig" if is_ours(cls) else None  # saving writes the code too, see `portable.py`
+
+
 @strict
-class ImageAutoencoderConfig(PreTrainedConfig):
+class ImageAutoencoderConfig(AutoencoderBaseConfig):
     r"""
     The fields that all image auto-encoders share. Use the configuration of a variant, not this class.
 
@@ -84,21 +110,6 @@ class ImageAutoencoderConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(32, 64))
     num_residual_blocks: int = validated_field(at_least(1), default=2)
     hidden_act: Literal["relu", "gelu", "silu", "tanh"] = "relu"
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        # transformers keeps every unknown argument as an attribute. A misspelt field must not pass for one that is set;
-        # a file (they all have a model_type) may come from a newer version, and keeps what is unknown here.
-        if "model_type" not in kwargs:
-            for name in [name for name in kwargs if name in vars(self) and name != "auto_map"]:
-                fields = sorted({*self.__dataclass_fields__, *self.attribute_map})
-                close = difflib.get_close_matches(name, fields, n=1)
-                hint = f"did you mean {close[0]}?" if close else "set an attribute of your own after construction."
-                raise TypeError(f"{type(self).__name__} has no field {name}: {hint}")
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._auto_class = "AutoConfig" if is_ours(cls) else None  # saving writes the code too, see `portable.py`
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -124,3 +124,51 @@ class VQVAEOutput(ModelOutput):
     commitment_loss: torch.FloatTensor | None = None
     codebook_loss: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SummaryEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`): the summary, as the reconstructor
+            reads it.
+        codes (`torch.LongTensor` of shape `(batch_size, length)`): token ids of the summary, 0 after its end.
+    """
+
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+
+
+@dataclass
+class Seq2Seq2SeqOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`): the sampled summary, embedded.
+        codes (`torch.LongTensor` of shape `(batch_size, length)`): its token ids, 0 after its end.
+        reconstruction_logits (`torch.FloatTensor` of shape `(batch_size, source_length, vocab_size)`): of the text, by
+            teacher forcing.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the sum of all terms times their weights.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): nats per token of the text.
+        reconstruction_accuracy (`torch.FloatTensor` of shape `()`, *optional*): share of tokens guessed right.
+        adversarial_loss (`torch.FloatTensor` of shape `()`, *optional*): how little the discriminator believes.
+        prior_loss (`torch.FloatTensor` of shape `()`, *optional*): KL(summarizer || language model), nats per token.
+        policy_loss (`torch.FloatTensor` of shape `()`, *optional*): the score-function estimator's surrogate.
+        entropy (`torch.FloatTensor` of shape `()`, *optional*): of the summarizer's choices, nats per token.
+        discriminator_loss (`torch.FloatTensor` of shape `()`, *optional*): the discriminator's own.
+        critic_gap (`torch.FloatTensor` of shape `()`, *optional*): mean score of real sentences less that of summaries.
+        gradient_penalty (`torch.FloatTensor` of shape `()`, *optional*): unweighted.
+    """
+
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    reconstruction_logits: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    reconstruction_accuracy: torch.FloatTensor | None = None
+    adversarial_loss: torch.FloatTensor | None = None
+    prior_loss: torch.FloatTensor | None = None
+    policy_loss: torch.FloatTensor | None = None
+    entropy: torch.FloatTensor | None = None
+    discriminator_loss: torch.FloatTensor | None = None
+    critic_gap: torch.FloatTensor | None = None
+    gradient_penalty: torch.FloatTensor | None = None

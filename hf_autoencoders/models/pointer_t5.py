@@ -1,0 +1,280 @@
+"""A T5 that can copy from its source and count its words: both halves of the seq2seq2seq summarizer.
+
+Words are counted by the tokens that begin one (buffer `word_starts`); by default every token does.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LogitsProcessor, LogitsProcessorList, T5ForConditionalGeneration
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from .configuration_seq2seq2seq import PointerT5Config
+
+
+class CopyHead(nn.Module):
+    """Mixes the distribution over the vocabulary with one over the tokens of the source (See et al. 2017)."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.query = nn.Linear(size, size, bias=False)
+        self.key = nn.Linear(size, size, bias=False)
+        self.gate = nn.Linear(3 * size, 1)
+
+    def forward(self, states, inputs, source_states, source_mask, source_tokens, logits) -> torch.Tensor:
+        """Log-probabilities of the mixture, float32.
+
+        Args:
+            states, inputs (`(batch_size, length, size)`): output of the decoder, and its embedded inputs.
+            source_states (`(batch_size, source_length, size)`): output of the encoder.
+            source_mask (`(batch_size, source_length)`): 1 at tokens.
+            source_tokens: ids `(batch_size, source_length)`, or soft tokens `(batch_size, source_length, vocab_size)`.
+            logits (`(batch_size, length, vocab_size)`): of the vocabulary.
+        """
+        scores = self.query(states) @ self.key(source_states).transpose(1, 2) * states.shape[-1] ** -0.5
+        attention = scores.float().masked_fill(source_mask[:, None, :] == 0, -1e9).softmax(-1)
+        context = attention.to(source_states.dtype) @ source_states
+        gate = self.gate(torch.cat([states, context, inputs.to(states.dtype)], dim=-1)).float().sigmoid()
+        generated = (1 - gate) * logits.float().softmax(-1)
+        if source_tokens.ndim == 3:
+            mixture = generated + (gate * attention) @ source_tokens.float()
+        else:
+            index = source_tokens[:, None, :].expand(-1, states.shape[1], -1)
+            mixture = generated.scatter_add(-1, index, gate * attention)
+        return mixture.clamp_min(1e-9).log()
+
+
+class WordBudget(LogitsProcessor):
+    """Lets a summary have exactly so many words: no end before, no new word after.
+
+    Args:
+        word_starts (`(vocab_size,)`, bool): which tokens begin a word.
+        num_words (`(batch_size,)`): words of each row.
+        eos_token_ids: tokens that end a summary.
+        start: length of the prompt of the decoder.
+    """
+
+    def __init__(self, word_starts: torch.Tensor, num_words: torch.Tensor, eos_token_ids: list[int], start: int = 1):
+        self.word_starts, self.num_words, self.start = word_starts, num_words, start
+        self.eos_token_ids = eos_token_ids
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        num_words = self.num_words.repeat_interleave(len(scores) // len(self.num_words))
+        written = self.word_starts[input_ids[:, self.start :]].sum(1)
+        return scores.masked_fill(
+            forbidden_tokens(self.word_starts, num_words - written, written == 0, self.eos_token_ids), -torch.inf
+        )
+
+
+def forbidden_tokens(
+    word_starts: torch.Tensor, remaining: torch.Tensor, first: torch.Tensor, eos_token_ids: list[int]
+) -> torch.Tensor:
+    """Which next tokens the number of words forbids, bool `(*remaining.shape, vocab_size)`.
+
+    Args:
+        word_starts (`(vocab_size,)`, bool): which tokens begin a word.
+        remaining, first (`(...)`): how many words are still to begin; whether no word has begun yet.
+        eos_token_ids: tokens that end a summary.
+    """
+    ends = torch.zeros_like(word_starts)
+    ends[eos_token_ids] = True
+    more = (remaining > 0)[..., None]
+    return (more & ends) | (~more & word_starts) | (first[..., None] & more & ~word_starts)
+
+
+class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
+    """A T5 with, by its configuration, a copy head and a countdown of words. Without both it computes what T5 does.
+
+    `logits` are log-probabilities where there is a copy head.
+    """
+
+    config_class = PointerT5Config
+    config: PointerT5Config
+
+    def __init__(self, config: PointerT5Config):
+        super().__init__(config)
+        self.copy_head = CopyHead(config.d_model) if config.copy_head else None
+        self.countdown = nn.Embedding(config.countdown_size, config.d_model) if config.countdown_size else None
+        self.register_buffer("word_starts", self._all_tokens())
+        self.post_init()
+
+    def _all_tokens(self) -> torch.Tensor:
+        """Every token counts as a word, except padding and the end."""
+        starts = torch.ones(self.config.vocab_size, dtype=torch.bool)
+        for special in (self.config.pad_token_id, *self.eos_token_ids):
+            if special is not None and special < len(starts):
+                starts[special] = False
+        return starts
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a sequence."""
+        ends = self.config.eos_token_id
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return False  # see `PreTrainedAutoencoder`
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        size = self.config.d_model
+        if isinstance(module, CopyHead):
+            for linear, std in (
+                (module.query, size**-0.5),
+                (module.key, size**-0.5),
+                (module.gate, (3 * size) ** -0.5),
+            ):
+                init.normal_(linear.weight, std=std * self.config.initializer_factor)
+            init.zeros_(module.gate.bias)
+        elif isinstance(module, nn.Embedding) and module is getattr(self, "countdown", None):
+            init.zeros_(module.weight)  # a T5 from elsewhere begins as it was
+        else:
+            super()._init_weights(module)
+        if module is self and hasattr(self, "word_starts"):
+            init.copy_(self.word_starts, self._all_tokens())
+
+    def count_words(self, ids: torch.Tensor) -> torch.Tensor:
+        """Words that begin in each row of token ids `(batch_size, length)`; negative ids (of labels) are none."""
+        return (self.word_starts[ids.clamp_min(0)] & (ids >= 0)).sum(-1)
+
+    def remaining_words(self, decoder_input_ids: torch.Tensor, num_words: torch.Tensor | None = None) -> torch.Tensor:
+        """How many words are still to begin after each decoder input `(batch_size, length)`, of `num_words` a row."""
+        if num_words is None:
+            num_words = torch.full_like(decoder_input_ids[:, 0], self.config.default_words)
+        begun = self.word_starts[decoder_input_ids].long()
+        begun[:, 0] = 0  # the start token
+        return num_words[:, None] - begun.cumsum(1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        decoder_source_ids: torch.Tensor | None = None,
+        decoder_num_words: torch.LongTensor | None = None,
+        decoder_remaining_words: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        r"""
+        As of `T5ForConditionalGeneration`, and
+
+        decoder_source_ids (`torch.Tensor`, *optional*):
+            What the copy head copies: token ids `(batch_size, source_length)`, or soft tokens of shape `(batch_size,
+            source_length, vocab_size)`. By default `input_ids`; needed when these are not given.
+        decoder_num_words (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Where the countdown starts; by default the number of words of `labels`, or `config.default_words`.
+        decoder_remaining_words (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
+            The countdown itself, where `decoder_input_ids` is only the end of what was written.
+        """
+        return_dict = kwargs.pop("return_dict", None)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(self.config, name)
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            )
+        elif isinstance(encoder_outputs, (tuple, list)):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        source_states = encoder_outputs.last_hidden_state
+
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._shift_right(labels)
+        if decoder_inputs_embeds is None:
+            decoder_inputs_embeds = self.shared(decoder_input_ids)
+            if self.countdown is not None:
+                if decoder_remaining_words is None:
+                    if decoder_num_words is None and labels is not None:
+                        decoder_num_words = self.count_words(labels)
+                    decoder_remaining_words = self.remaining_words(decoder_input_ids, decoder_num_words)
+                remaining = decoder_remaining_words.clamp(0, self.config.countdown_size - 1)
+                decoder_inputs_embeds = decoder_inputs_embeds + self.countdown(remaining)
+        outputs = self.decoder(
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            past_key_values=past_key_values,
+            encoder_hidden_states=source_states,
+            encoder_attention_mask=attention_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        if self.config.scale_decoder_outputs:
+            states = states * self.config.d_model**-0.5
+        logits = self.lm_head(states)
+        if self.copy_head is not None:
+            source = input_ids if decoder_source_ids is None else decoder_source_ids
+            if source is None:
+                raise ValueError(
+                    "the copy head copies tokens, but only their embeddings or encodings came: give "
+                    "decoder_source_ids, (batch_size, source_length) token ids, too"
+                )
+            if attention_mask is None:
+                attention_mask = torch.ones_like(source_states[..., 0], dtype=torch.long)
+            logits = self.copy_head(
+                outputs.last_hidden_state, decoder_inputs_embeds, source_states, attention_mask, source, logits
+            )
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        result = Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=source_states,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, decoder_num_words=None, **kwargs):
+        """Inputs of the next step; the countdown is taken from all tokens written so far."""
+        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        if self.countdown is not None:
+            remaining = self.remaining_words(input_ids, decoder_num_words)
+            inputs["decoder_remaining_words"] = remaining[:, -inputs["decoder_input_ids"].shape[1] :]
+        return inputs
+
+    def generate(self, inputs=None, generation_config=None, logits_processor=None, num_words=None, **kwargs):
+        r"""
+        `GenerationMixin.generate`, and
+
+        num_words (`int` or `torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Write exactly so many words. By default the decoder decides when to end, with its countdown (if it has one)
+            started at `config.default_words`.
+        """
+        source = inputs if inputs is not None else kwargs.get("input_ids")
+        if self.copy_head is not None and source is not None:
+            kwargs.setdefault("decoder_source_ids", source)
+        if num_words is not None:
+            encoded = kwargs.get("encoder_outputs")
+            rows = source if source is not None else kwargs.get("inputs_embeds")
+            rows = encoded[0] if rows is None else rows
+            num_words = torch.as_tensor(num_words, device=rows.device)
+            if num_words.is_floating_point() or num_words.ndim > 1 or (num_words < 1).any():
+                raise ValueError(
+                    f"num_words: expected whole numbers from 1, one or one a row; got {num_words.tolist()}"
+                )
+            if num_words.ndim == 1 and len(num_words) != len(rows):
+                raise ValueError(f"num_words has {len(num_words)} numbers for {len(rows)} rows")
+            num_words = num_words.expand(len(rows)).contiguous()
+            if self.countdown is not None:
+                kwargs["decoder_num_words"] = num_words
+            prompt = kwargs.get("decoder_input_ids")
+            start = 1 if prompt is None else prompt.shape[1]
+            budget = WordBudget(self.word_starts, num_words, self.eos_token_ids, start)
+            logits_processor = LogitsProcessorList([*(logits_processor or ()), budget])
+        return super().generate(inputs, generation_config, logits_processor=logits_processor, **kwargs)
