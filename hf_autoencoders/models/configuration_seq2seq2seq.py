@@ -188,5 +188,5 @@ def _sub_config(value, config_class):
         return value
     fields = dict(value if isinstance(value, dict) else value.to_dict())
     if not isinstance(value, dict) or fields.get("model_type") == "t5":
-        fields.pop("model_type", None)
+        fields["model_type"] = config_class.model_type  # a whole T5: with what its configuration derives
     return config_class(**fields)

@@ -131,11 +131,8 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         t5 = T5ForConditionalGeneration.from_pretrained(name_or_path, revision=revision, dtype=torch.float32)
         own = {name: fields.pop(name, None) or {} for name in ("summarizer", "reconstructor")}
         own["summarizer"] = {"countdown_size": 25, **own["summarizer"]}
-        base = {
-            name: value for name, value in t5.config.to_dict().items() if name not in ("model_type", "architectures")
-        }
-        base["tie_word_embeddings"] = t5.config.scale_decoder_outputs
-        parts = {name: PointerT5Config(**base | {"decoder_start_token_id": 0} | part) for name, part in own.items()}
+        base = t5.config.to_dict() | {"model_type": PointerT5Config.model_type, "decoder_start_token_id": 0}
+        parts = {name: PointerT5Config(**base | part) for name, part in own.items()}
         model = cls(cls.config_class(**parts, **fields))
         for part in (model.summarizer, model.reconstructor):
             missing, unexpected = part.load_state_dict(t5.state_dict(), strict=False)
@@ -402,7 +399,8 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
                 return_dict=True,
             ).logits[:, -1]
             scores = scores.float().log_softmax(-1)
-            scores = scores.masked_fill(forbidden_tokens(starts, remaining, remaining == num_words, ends), -torch.inf)
+            forbidden = forbidden_tokens(starts, remaining, remaining == num_words, ends, self.config.pad_token_id)
+            scores = scores.masked_fill(forbidden, -torch.inf)
             if gumbel is not None:
                 scores = scores + gumbel[:, step]
             token = scores.argmax(-1).masked_fill(done, self.config.pad_token_id)
@@ -449,9 +447,9 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
             .logits.float()
             .log_softmax(-1)
         )
-        forbidden = forbidden_tokens(
-            summarizer.word_starts, remaining, remaining == num_words[:, None], summarizer.eos_token_ids
-        )
+        first = remaining == num_words[:, None]
+        ends, pad = summarizer.eos_token_ids, config.pad_token_id
+        forbidden = forbidden_tokens(summarizer.word_starts, remaining, first, ends, pad)
         allowed = scores.masked_fill(forbidden, -1e9).log_softmax(-1)
         one_hot = F.one_hot(codes, scores.shape[-1]).to(scores.dtype)
         straight_through = config.estimator == "straight_through"

@@ -52,23 +52,29 @@ class WordBudget(LogitsProcessor):
         word_starts (`(vocab_size,)`, bool): which tokens begin a word.
         num_words (`(batch_size,)`): words of each row.
         eos_token_ids: tokens that end a summary.
+        pad_token_id: a token that is none.
         start: length of the prompt of the decoder.
     """
 
-    def __init__(self, word_starts: torch.Tensor, num_words: torch.Tensor, eos_token_ids: list[int], start: int = 1):
+    def __init__(self, word_starts, num_words, eos_token_ids: list[int], pad_token_id: int, start: int = 1):
         self.word_starts, self.num_words, self.start = word_starts, num_words, start
-        self.eos_token_ids = eos_token_ids
+        self.eos_token_ids, self.pad_token_id = eos_token_ids, pad_token_id
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         num_words = self.num_words.repeat_interleave(len(scores) // len(self.num_words))
         written = self.word_starts[input_ids[:, self.start :]].sum(1)
-        return scores.masked_fill(
-            forbidden_tokens(self.word_starts, num_words - written, written == 0, self.eos_token_ids), -torch.inf
+        forbidden = forbidden_tokens(
+            self.word_starts, num_words - written, written == 0, self.eos_token_ids, self.pad_token_id
         )
+        return scores.masked_fill(forbidden, -torch.inf)
 
 
 def forbidden_tokens(
-    word_starts: torch.Tensor, remaining: torch.Tensor, first: torch.Tensor, eos_token_ids: list[int]
+    word_starts: torch.Tensor,
+    remaining: torch.Tensor,
+    first: torch.Tensor,
+    eos_token_ids: list[int],
+    pad_token_id: int,
 ) -> torch.Tensor:
     """Which next tokens the number of words forbids, bool `(*remaining.shape, vocab_size)`.
 
@@ -76,11 +82,13 @@ def forbidden_tokens(
         word_starts (`(vocab_size,)`, bool): which tokens begin a word.
         remaining, first (`(...)`): how many words are still to begin; whether no word has begun yet.
         eos_token_ids: tokens that end a summary.
+        pad_token_id: a token that is none.
     """
-    ends = torch.zeros_like(word_starts)
-    ends[eos_token_ids] = True
+    tokens = torch.arange(len(word_starts), device=word_starts.device)
+    ends = torch.isin(tokens, tokens.new_tensor(eos_token_ids))
     more = (remaining > 0)[..., None]
-    return (more & ends) | (~more & word_starts) | (first[..., None] & more & ~word_starts)
+    forbidden = (more & ends) | (~more & word_starts) | (first[..., None] & more & ~word_starts)
+    return forbidden | (tokens == pad_token_id)
 
 
 class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
@@ -275,6 +283,6 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 kwargs["decoder_num_words"] = num_words
             prompt = kwargs.get("decoder_input_ids")
             start = 1 if prompt is None else prompt.shape[1]
-            budget = WordBudget(self.word_starts, num_words, self.eos_token_ids, start)
+            budget = WordBudget(self.word_starts, num_words, self.eos_token_ids, self.config.pad_token_id, start)
             logits_processor = LogitsProcessorList([*(logits_processor or ()), budget])
         return super().generate(inputs, generation_config, logits_processor=logits_processor, **kwargs)
