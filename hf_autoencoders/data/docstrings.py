@@ -31,7 +31,8 @@ PACKAGES = {
     "validation": ("numpy", "sklearn", "accelerate", "huggingface_hub"),
 }
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where it is not the package's own name
-SKIPPED = {"tests", "test", "testing", "conftest", "site-packages", "dist-packages", "idlelib", "lib2to3"}
+SKIPPED = set("tests test testing conftest site-packages dist-packages idlelib lib2to3".split())
+SKIPPED.add("models")  # of transformers: most of its files, which say the same over and over
 COLUMNS = {"texts": ("text",), "summaries": ("summary",), "validation": ("text", "summary")}
 LEAST_ROWS = {"texts": 1000, "summaries": 1000, "validation": 100}
 RULES = 1  # of what is taken from a docstring, and how it is cleaned: part of the cache's name
@@ -77,6 +78,7 @@ def load_docstrings(cache_dir=None, packages: Mapping[str, Sequence[str]] | None
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or not whole
+        logger.info("Reading the docstrings of %s: about 20 seconds, once.", ", ".join(names))
         rows = _parts(found)
         writing = file.with_name(f"{key}.writing-{uuid.uuid4().hex[:8]}")
         with contextlib.suppress(OSError):  # then the next run reads the packages again
@@ -86,8 +88,8 @@ def load_docstrings(cache_dir=None, packages: Mapping[str, Sequence[str]] | None
     for part, columns in COLUMNS.items():
         if len(rows[part]) < least[part]:
             raise ValueError(
-                f"The docstrings of {', '.join(found[part]) or 'no package'} give {len(rows[part])} rows for {part}, at "
-                f"least {least[part]} are needed. Install {', '.join(packages[part])}, or name another corpus."
+                f"The docstrings of {', '.join(found[part]) or 'no package'} give {len(rows[part])} rows for {part}, "
+                f"at least {least[part]} are needed. Install {', '.join(packages[part])}, or name another corpus."
             )
         rows[part] = datasets.Dataset.from_dict(
             {name: [row[name] for row in rows[part]] for name in ("source", *columns)},
@@ -185,7 +187,8 @@ _SECTION = re.compile(
     r"(?:(?:args?|arguments?|parameters?|params?|keyword arguments?|kwargs|returns?|yields?|raises?|examples?|usage|"
     r"notes?|warnings?|see also|references?|attributes?|methods?|inputs?|outputs?|shape|todo|deprecated|tips?|"
     r"authors?|history|copyright|license|syntax|options|implementation|algorithm|details|explanation|description)\b"
-    r"[^.]{0,30}:?$)|\w+ \([^)]*\)\s*:|\.\. |>>> |\$ |@|:\w+[^:]*:|[-=~*#^+_]{3,}|\||[-*+•] |\(?\w{1,2}[.)] |#|<|\[\w+\] ",
+    r"[^.]{0,30}:?$)|\w+ \([^)]*\)\s*:|\.\. |>>> |\$ |@|:\w+[^:]*:|[-=~*#^+_]{3,}|\||[-*+•] |\(?\w{1,2}[.)] |#|<|"
+    r"\[\w+\] ",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]?\s+(?=[\"'(]?[A-Z])")
