@@ -41,7 +41,6 @@ class CorpusArguments:
 
     _argument_group_name: typing.ClassVar[str] = "corpus"
 
-    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
     cache_dir: str | None = _option(None, "Where what was read once is kept between runs.")
 
     @property
@@ -66,6 +65,7 @@ class ImageCorpusArguments(CorpusArguments):
     )
     image_column: str | None = _option(None, "Column with the images; guessed when not given.")
     label_column: str | None = _option(None, "Column with the labels, used by the evaluation; guessed when not given.")
+    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
     on_bad_image: Literal["raise", "skip"] = _option(
         "raise", "What to do with unreadable images: stop, or skip and count."
     )
@@ -73,6 +73,28 @@ class ImageCorpusArguments(CorpusArguments):
     @property
     def name(self) -> str:
         return Path(self.dataset.rstrip("/")).name.split(".")[0]
+
+
+@dataclass
+class TextCorpusArguments(CorpusArguments):
+    """Which texts and summaries to train on. They are not paired; the pairs of the validation split only measure."""
+
+    texts: str = _option(
+        "docstrings",
+        "Texts: `docstrings` (embedded), the id of a dataset on the Hub, a parquet file, or a folder.",
+    )
+    summaries: str | None = _option(None, "Summaries of other texts; when not given, those of the corpus of the texts.")
+    validation: str | None = _option(None, "Pairs to measure with; when not given, those of the corpus of the texts.")
+    text_column: str = _option("text", "Column with the texts.")
+    summary_column: str = _option("summary", "Column with the summaries.")
+    dataset_config_name: str | None = _option(None, "Configuration of the texts' dataset on the Hub.")
+    dataset_revision: str | None = _option(None, "Branch, tag or commit of the texts' dataset on the Hub.")
+    max_texts: int | None = _option(None, "Keep so many texts, chosen by the seed.")
+    lowercase: bool = _option(False, "Lower-case everything: for summaries written in another case than texts.")
+
+    @property
+    def name(self) -> str:
+        return Path(self.texts.rstrip("/")).name.split(".")[0]
 
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
@@ -153,14 +175,34 @@ class ImageRunArguments(RunArguments):
     num_importance_samples: int = _option(200, "Samples of the likelihood in the final evaluation of a VAE.")
 
 
+@dataclass
+class TextRunArguments(RunArguments):
+    """How to train on texts."""
+
+    tokenizer_name_or_path: str | None = _option(
+        None, "Folder or Hub id of the tokenizer; that of `--model_name_or_path` or `--t5_name_or_path` when not given."
+    )
+    discriminator_learning_rate: float | None = _option(None, "Of the discriminator; `learning_rate` when not given.")
+    discriminator_adam_beta1: float | None = _option(None, "Of the discriminator; `adam_beta1` when not given.")
+    num_scored: int = _option(256, "Validation pairs that each evaluation summarizes and scores.")
+    num_examples: int = _option(5, "Text, summary and reconstruction to show at each evaluation; 0: none.")
+    num_words: int | None = _option(
+        None, "Words of a summary in evaluations; when not given, as many as the summaries to learn from have (median)."
+    )
+    num_beams: int = _option(4, "Beams of the final evaluation; those before it are greedy.")
+
+
 # Arguments that may differ between a run and its continuation: they leave the weights as they are.
 FREE_ON_RESUME = (
     "output_dir overwrite_output_dir resume_from_checkpoint cache_dir logging_steps save_steps checkpoint_total_limit "
-    "num_pictures report_to disable_progress_bar final_weights final_evaluation num_importance_samples push_to_hub "
-    "hub_model_id hub_private_repo"
+    "num_pictures num_examples num_beams report_to disable_progress_bar final_weights final_evaluation "
+    "num_importance_samples push_to_hub hub_model_id hub_private_repo"
 ).split()
 
-ARGUMENTS_OF_MODALITY = {"image": (ImageCorpusArguments, ImageRunArguments)}
+ARGUMENTS_OF_MODALITY = {
+    "image": (ImageCorpusArguments, ImageRunArguments),
+    "text": (TextCorpusArguments, TextRunArguments),
+}
 
 # Flags that say nothing about how to repeat a run, or that only its owner should know.
 NOT_PUBLISHED = ("output_dir", "cache_dir", "hub_model_id", "resume_from_checkpoint")
@@ -177,7 +219,9 @@ class Arguments:
     extra: Any  # the script's own arguments, an instance of the class it gave
     explicit: set[str]  # names given on the command line or in the recipe
     command: str
-    higher_is_better: frozenset[str] = frozenset()  # evaluation metrics of which more is better; of all others, less
+    # numbers that the script's evaluation has beside the losses of the model
+    higher_is_better: frozenset[str] = frozenset()
+    lower_is_better: frozenset[str] = frozenset()
 
 
 def parse_arguments(
@@ -186,6 +230,7 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     extra: type | None = None,
     higher_is_better: Sequence[str] = (),
+    lower_is_better: Sequence[str] = (),
 ) -> Arguments:
     """The command line of a training script: flags of the corpus, the run, the model's configuration and `--recipe`.
 
@@ -195,6 +240,7 @@ def parse_arguments(
         argv: the command line without the program; `sys.argv[1:]` when not given.
         extra: dataclass of flags that this script alone has.
         higher_is_better: metrics that the script's evaluation adds to the losses of the model, of which more is better.
+        lower_is_better: those of which less is better. If there are any, the evaluation has no losses but these.
 
     Raises:
         SystemExit: with code 2 and a message, for unknown flags or recipe keys, for values that are not allowed, and
@@ -231,7 +277,7 @@ def parse_arguments(
     if isinstance(model_fields.get("image_size"), list) and len(model_fields["image_size"]) == 1:
         model_fields["image_size"] = model_fields["image_size"][0]
     _check_arguments(corpus, run, parser)
-    metrics = [*_losses(variant.model_class()), *higher_is_better]
+    metrics = [*(lower_is_better or _losses(variant.model_class())), *higher_is_better]
     if run.metric_for_best_model not in metrics:
         parser.error("--metric_for_best_model: " + _unknown("metric", run.metric_for_best_model, metrics, metrics))
     try:
@@ -240,7 +286,8 @@ def parse_arguments(
         parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
     command = _command_line(Path(sys.argv[0]), argv)
     rest = rest[0] if extra else None
-    return Arguments(variant, corpus, run, model_fields, rest, explicit, command, frozenset(higher_is_better))
+    better = {"higher_is_better": frozenset(higher_is_better), "lower_is_better": frozenset(lower_is_better)}
+    return Arguments(variant, corpus, run, model_fields, rest, explicit, command, **better)
 
 
 def _command_line(script: Path, argv: Sequence[str]) -> str:
@@ -284,14 +331,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def model_arguments(config_class: type[PreTrainedConfig]) -> type:
     """A dataclass with the configuration's own fields, their defaults, and their words in its docstring as help.
 
-    `image_size` and `num_channels` default to None: the corpus decides.
+    `image_size` and `num_channels` default to None: the corpus decides. Sub-configurations and token ids are no flags.
     """
     words = field_descriptions(config_class)
-    inherited = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    left_out = {f.name for f in dataclasses.fields(PreTrainedConfig)} | set(config_class.sub_configs)
+    left_out |= {"tie_word_embeddings", "pad_token_id", "eos_token_id", "decoder_start_token_id"}
     fields = []
     for config_field in dataclasses.fields(config_class):
         name, default = config_field.name, config_field.default
-        if name in inherited:
+        if name in left_out:
             continue
         flag_type = _flag_type(config_field.type)
         metadata = {"help": words[name].replace("%", "%%")}
@@ -396,18 +444,23 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
         "weight_decay": 0,
         "seed": 0,
         "max_streamed_images": 1,
+        "max_texts": 1,
+        "num_scored": 1,
+        "num_examples": 0,
+        "num_words": 1,
+        "num_beams": 1,
     }
     values = vars(corpus) | vars(run)
     for name, least in smallest.items():
         value = values.get(name)
         if value is not None and not value >= least:
             parser.error(f"--{name}: expected at least {least}, got {value}")
-    for name in ("learning_rate", "num_epochs", "adam_epsilon"):
-        if not 0 < getattr(run, name) < math.inf:
-            parser.error(f"--{name}: expected a positive number, got {getattr(run, name)}")
-    for name in ("average_decay", "warmup_ratio", "adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(run, name) < 1:
-            parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {getattr(run, name)}")
+    for name in ("learning_rate", "num_epochs", "adam_epsilon", "discriminator_learning_rate"):
+        if values.get(name) is not None and not 0 < values[name] < math.inf:
+            parser.error(f"--{name}: expected a positive number, got {values[name]}")
+    for name in ("average_decay", "warmup_ratio", "adam_beta1", "adam_beta2", "discriminator_adam_beta1"):
+        if values.get(name) is not None and not 0 <= values[name] < 1:
+            parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {values[name]}")
     if run.push_to_hub and not run.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORGANISATION/NAME")
     if run.push_to_hub:

@@ -34,11 +34,21 @@ class Batch:
     def __len__(self) -> int:
         return self.rows.stop - self.rows.start
 
-    def next_seed(self) -> int:
-        """A seed for one draw, the same on all processes and after any resume; another at each call."""
+    @property
+    def device(self) -> torch.device:
+        """Where the batch is."""
+        raise NotImplementedError
+
+    def draw(self, sampler: Callable[..., torch.Tensor], *shape: int) -> torch.Tensor:
+        """Noise of shape (rows of this process, *shape), float32 on the device: `batch.draw(torch.randn, 40)`.
+
+        Drawn for the whole batch from a generator seeded by run, step and number of the draw, and then cut: the same
+        row gets the same noise on any number of processes and after any resume.
+        """
         digest = hashlib.blake2b(repr((*self.seed, self._draws)).encode(), digest_size=7).digest()
         self._draws += 1
-        return int.from_bytes(digest, "big")
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest, "big"))
+        return sampler(self.global_size, *shape, generator=generator, device=self.device)[self.rows][: len(self)]
 
 
 @dataclass(kw_only=True)
@@ -54,15 +64,9 @@ class ImageBatch(Batch):
     def __len__(self) -> int:
         return len(self.pixel_values)
 
-    def draw(self, sampler: Callable[..., torch.Tensor], *shape: int) -> torch.Tensor:
-        """Noise of shape (rows of this process, *shape), float32 on the device: `batch.draw(torch.randn, 40)`.
-
-        Drawn for the whole batch from a generator seeded by run, step and number of the draw, and then cut: the same
-        row gets the same noise on any number of processes and after any resume.
-        """
-        device = self.pixel_values.device
-        generator = torch.Generator(device).manual_seed(self.next_seed())
-        return sampler(self.global_size, *shape, generator=generator, device=device)[self.rows][: len(self)]
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_values.device
 
 
 class WeightedMeans:

@@ -487,7 +487,8 @@ class TrainingRun:
         if not self._term_names:
             self._term_names = list(terms)
             metric = self.options.metric_for_best_model
-            if self.eval_steps and metric not in {*terms, *self.arguments.higher_is_better}:
+            evaluated = self.arguments.higher_is_better | self.arguments.lower_is_better
+            if self.eval_steps and metric not in {*terms, *evaluated}:
                 raise TrainingError(f"--metric_for_best_model {metric}: this model has {', '.join(terms)}")
         row = torch.stack([terms[name].float() for name in self._term_names])
         share = batch.weight / self.accelerator.num_processes

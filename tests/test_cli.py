@@ -17,7 +17,7 @@ import hf_autoencoders
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
 from hf_autoencoders.data import image_arrays, load_corpus
 from hf_autoencoders.evaluation import evaluate
-from hf_autoencoders.training_arguments import CorpusArguments
+from hf_autoencoders.training_arguments import ImageCorpusArguments
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +325,7 @@ def test_defaults_are_those_of_the_library():
     assert arguments.batch_size == evaluate.DEFAULT_BATCH_SIZE
     assert arguments.num_importance_samples == evaluate.DEFAULT_IMPORTANCE_SAMPLES
     assert arguments.trust_remote_code is False
-    for function in (load_corpus, CorpusArguments):
+    for function in (load_corpus, ImageCorpusArguments):
         default = inspect.signature(function).parameters["validation_fraction"].default
         assert default == cli.VALIDATION_FRACTION
 
