@@ -367,7 +367,8 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         logits = self.reconstructor(
             **source, attention_mask=summary_mask, decoder_input_ids=decoder_inputs, return_dict=True
         ).logits
-        nats = F.cross_entropy(logits.float().transpose(1, 2), input_ids, reduction="none")
+        log_probs = self.reconstructor.log_probs(logits)
+        nats = -log_probs.gather(-1, input_ids[..., None])[..., 0]
         right = (logits.argmax(-1) == input_ids).float()
         terms = {
             "reconstruction_logits": logits,
@@ -398,7 +399,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
                 use_cache=True,
                 return_dict=True,
             ).logits[:, -1]
-            scores = scores.float().log_softmax(-1)
+            scores = summarizer.log_probs(scores)
             forbidden = forbidden_tokens(starts, remaining, remaining == num_words, ends, self.config.pad_token_id)
             scores = scores.masked_fill(forbidden, -torch.inf)
             if gumbel is not None:

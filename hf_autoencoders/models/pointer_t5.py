@@ -143,6 +143,10 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
         if module is self and hasattr(self, "word_starts"):
             init.copy_(self.word_starts, self._all_tokens())
 
+    def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities in float32 of what `forward` calls logits; after a copy head they are that already."""
+        return logits.float() if self.copy_head is not None else logits.float().log_softmax(-1)
+
     def count_words(self, ids: torch.Tensor) -> torch.Tensor:
         """Words that begin in each row of token ids `(batch_size, length)`; negative ids (of labels) are none."""
         return (self.word_starts[ids.clamp_min(0)] & (ids >= 0)).sum(-1)
@@ -234,7 +238,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             )
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+            loss = F.nll_loss(self.log_probs(logits).flatten(0, 1), labels.flatten(), ignore_index=-100)
         result = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
