@@ -3,7 +3,11 @@
 `reconstruction`: how close is the output to the input? `likelihood`: how probable are unseen images?
 `codes`: how much of a discrete codebook is in use? `probe`: do the latents know the class?
 `baselines`: what would PCA have reached with as many numbers, or as many bits? `pictures`: what does it look like?
-`evaluate` asks whichever of these questions a model can answer and gathers the answers in one dictionary.
+`evaluate` asks whichever of these questions a model of images can answer and gathers the answers in one dictionary.
 
-Everything but `evaluate` is pure functions over tensors and arrays and knows no particular variant.
+Of text: `summaries`: how good are they, and do they hold what is needed to restore the text? `readability`: do they
+read like real ones? `extractive`: how good would words taken from the text be, without a model?
+
+Everything but `evaluate` and the end of `summaries` is pure functions over tensors, arrays and strings and knows no
+particular variant.
 """

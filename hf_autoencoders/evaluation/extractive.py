@@ -123,7 +123,7 @@ class WordLogOdds:
         for name, value in (("smoothing", smoothing), ("limit", limit)):
             if not value > 0:
                 raise ValueError(f"`{name}` must be above 0, got {value!r}")
-        text_counts, summary_counts = _count_words("texts", texts), _count_words("summaries", summaries)
+        text_counts, summary_counts = count_words("texts", texts), count_words("summaries", summaries)
         num_text, num_summary = text_counts.total(), summary_counts.total()
         vocabulary = text_counts.keys() | summary_counts.keys()
         smallest = min(num_text, num_summary)
@@ -282,7 +282,7 @@ class BigramCompressor:
         return unigrams, pairs
 
 
-def _count_words(name: str, lines: Iterable[str]) -> Counter:
+def count_words(name: str, lines: Iterable[str]) -> Counter:
     """How often each `word_key` occurs in the lines of a pool, which must not be empty."""
     if isinstance(lines, str):
         raise TypeError(f"`{name}` must be many strings, got one")
