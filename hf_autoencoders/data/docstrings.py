@@ -73,7 +73,7 @@ def load_docstrings(cache_dir=None, packages: Mapping[str, Sequence[str]] | None
     for name in [name for name, version in versions.items() if version is None]:
         logger.warning("Package %r is not installed: the docstrings corpus goes without it.", name)
     found = {part: [name for name in assigned if versions[name]] for part, assigned in packages.items()}
-    key = hashlib.sha256(json.dumps([RULES, found, versions]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([RULES, sorted(SKIPPED), found, versions]).encode()).hexdigest()[:24]
     file = (Path(cache_dir) if cache_dir else default_cache_dir().with_name("docstrings")) / f"{key}.json"
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
