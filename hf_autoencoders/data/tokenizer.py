@@ -92,6 +92,7 @@ def train_tokenizer(
             eos_piece=EOS,
             unk_piece=UNK,
             byte_fallback=True,
+            character_coverage=0.99995,  # rarer characters are bytes
             required_chars="<>x0123456789ABCDEF",  # else a text that spells "<0x41>" would come out as that byte
             normalization_rule_name="identity",  # done already
             max_sentence_length=max(len(line.encode()) for line in lines) + 1,
