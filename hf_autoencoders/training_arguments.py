@@ -31,7 +31,8 @@ from transformers import HfArgumentParser, PreTrainedConfig
 from .registry import VARIANTS
 
 
-def _option(default: Any, help: str, **kwargs) -> Any:
+def option(default: Any, help: str, **kwargs) -> Any:
+    """A field of a dataclass of flags, with its default and the words that `--help` says of it."""
     return field(default=default, metadata={"help": help, **kwargs})
 
 
@@ -41,7 +42,7 @@ class CorpusArguments:
 
     _argument_group_name: typing.ClassVar[str] = "corpus"
 
-    cache_dir: str | None = _option(None, "Where what was read once is kept between runs.")
+    cache_dir: str | None = option(None, "Where what was read once is kept between runs.")
 
     @property
     def name(self) -> str:
@@ -53,20 +54,20 @@ class CorpusArguments:
 class ImageCorpusArguments(CorpusArguments):
     """Which images to train on."""
 
-    dataset: str = _option(
+    dataset: str = option(
         "digits",
         "`digits` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved dataset.",
     )
-    dataset_config_name: str | None = _option(None, "Configuration of a dataset on the Hub.")
-    dataset_revision: str | None = _option(None, "Branch, tag or commit of a dataset on the Hub.")
-    streaming: bool = _option(False, "Read the corpus as it trains instead of decoding it once to disk first.")
-    max_streamed_images: int = _option(
+    dataset_config_name: str | None = option(None, "Configuration of a dataset on the Hub.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
+    streaming: bool = option(False, "Read the corpus as it trains instead of decoding it once to disk first.")
+    max_streamed_images: int = option(
         10_000, "With --streaming: images of each split that evaluation reads (training has no limit)."
     )
-    image_column: str | None = _option(None, "Column with the images; guessed when not given.")
-    label_column: str | None = _option(None, "Column with the labels, used by the evaluation; guessed when not given.")
-    validation_fraction: float = _option(0.1, "Share of the training rows to hold out if there is no validation split.")
-    on_bad_image: Literal["raise", "skip"] = _option(
+    image_column: str | None = option(None, "Column with the images; guessed when not given.")
+    label_column: str | None = option(None, "Column with the labels, used by the evaluation; guessed when not given.")
+    validation_fraction: float = option(0.1, "Share of the training rows to hold out if there is no validation split.")
+    on_bad_image: Literal["raise", "skip"] = option(
         "raise", "What to do with unreadable images: stop, or skip and count."
     )
 
@@ -79,18 +80,18 @@ class ImageCorpusArguments(CorpusArguments):
 class TextCorpusArguments(CorpusArguments):
     """Which texts and summaries to train on. They are not paired; the pairs of the validation split only measure."""
 
-    texts: str = _option(
+    texts: str = option(
         "docstrings",
         "Texts: `docstrings` (embedded), the id of a dataset on the Hub, a parquet file, or a folder.",
     )
-    summaries: str | None = _option(None, "Summaries of other texts; when not given, those of the corpus of the texts.")
-    validation: str | None = _option(None, "Pairs to measure with; when not given, those of the corpus of the texts.")
-    text_column: str = _option("text", "Column with the texts.")
-    summary_column: str = _option("summary", "Column with the summaries.")
-    dataset_config_name: str | None = _option(None, "Configuration of the texts' dataset on the Hub.")
-    dataset_revision: str | None = _option(None, "Branch, tag or commit of the texts' dataset on the Hub.")
-    max_texts: int | None = _option(None, "Keep so many texts, chosen by the seed.")
-    lowercase: bool = _option(False, "Lower-case everything: for summaries written in another case than texts.")
+    summaries: str | None = option(None, "Summaries of other texts; when not given, those of the corpus of the texts.")
+    validation: str | None = option(None, "Pairs to measure with; when not given, those of the corpus of the texts.")
+    text_column: str = option("text", "Column with the texts.")
+    summary_column: str = option("summary", "Column with the summaries.")
+    dataset_config_name: str | None = option(None, "Configuration of the texts' dataset on the Hub.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the texts' dataset on the Hub.")
+    max_texts: int | None = option(None, "Keep so many texts, chosen by the seed.")
+    lowercase: bool = option(False, "Lower-case everything: for summaries written in another case than texts.")
 
     @property
     def name(self) -> str:
@@ -106,90 +107,90 @@ class RunArguments:
 
     _argument_group_name: typing.ClassVar[str] = "training"
 
-    output_dir: str | None = _option(None, "Folder of this run; `runs/<variant>-<dataset>` when not given.")
-    overwrite_output_dir: bool = _option(False, "Delete the run that `output_dir` holds and start anew.")
-    resume_from_checkpoint: str | None = _option(
+    output_dir: str | None = option(None, "Folder of this run; `runs/<variant>-<dataset>` when not given.")
+    overwrite_output_dir: bool = option(False, "Delete the run that `output_dir` holds and start anew.")
+    resume_from_checkpoint: str | None = option(
         None, "`latest`, or the path of one checkpoint of this run: continue, to the same weights as if never stopped."
     )
-    model_name_or_path: str | None = _option(
+    model_name_or_path: str | None = option(
         None, "Start from these weights and their configuration; model flags that are given override it."
     )
-    seed: int = _option(0, "Seed of everything random.")
-    batch_size: int = _option(64, "Rows of one forward pass, over all processes together.")
-    gradient_accumulation_steps: int = _option(1, "Batches added up for one optimizer step.")
-    num_epochs: float = _option(10.0, "Passes over the training split, unless `max_steps` is given.")
-    max_steps: int | None = _option(None, "Optimizer steps.")
-    learning_rate: float = _option(1e-3, "Highest learning rate of AdamW.")
-    weight_decay: float = _option(
+    seed: int = option(0, "Seed of everything random.")
+    batch_size: int = option(64, "Rows of one forward pass, over all processes together.")
+    gradient_accumulation_steps: int = option(1, "Batches added up for one optimizer step.")
+    num_epochs: float = option(10.0, "Passes over the training split, unless `max_steps` is given.")
+    max_steps: int | None = option(None, "Optimizer steps.")
+    learning_rate: float = option(1e-3, "Highest learning rate of AdamW.")
+    weight_decay: float = option(
         0.0, "AdamW weight decay of matrices and kernels; biases, norms, scales and codebooks have none."
     )
-    adam_beta1: float = _option(0.9, "AdamW beta1.")
-    adam_beta2: float = _option(0.999, "AdamW beta2.")
-    adam_epsilon: float = _option(1e-8, "AdamW epsilon.")
-    lr_scheduler_type: Literal[SCHEDULES] = _option("cosine", "Shape of the learning rate over the run.")
-    warmup_ratio: float = _option(0.05, "Share of the steps in which the learning rate rises from 0.")
-    max_grad_norm: float = _option(1.0, "Gradients are scaled down to this norm; 0: never.")
-    average_decay: float = _option(
+    adam_beta1: float = option(0.9, "AdamW beta1.")
+    adam_beta2: float = option(0.999, "AdamW beta2.")
+    adam_epsilon: float = option(1e-8, "AdamW epsilon.")
+    lr_scheduler_type: Literal[SCHEDULES] = option("cosine", "Shape of the learning rate over the run.")
+    warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises from 0.")
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0: never.")
+    average_decay: float = option(
         0.0, "Keep a moving average of the weights with this decay, evaluate and publish it; 0: off."
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = _option(
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         None, "Autocast type; what `accelerate config` says when not given."
     )
-    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
-    deterministic: bool = _option(False, "Use deterministic algorithms only; exact resume on GPUs needs it.")
-    use_cpu: bool = _option(False, "Train on the CPU even where there is a GPU.")
-    logging_steps: int = _option(20, "Steps between two lines of training metrics.")
-    eval_steps: int | None = _option(
+    torch_compile: bool = option(False, "Compile the model with torch.compile.")
+    deterministic: bool = option(False, "Use deterministic algorithms only; exact resume on GPUs needs it.")
+    use_cpu: bool = option(False, "Train on the CPU even where there is a GPU.")
+    logging_steps: int = option(20, "Steps between two lines of training metrics.")
+    eval_steps: int | None = option(
         None, "Steps between two evaluations; default: once an epoch (streaming: 1000), 0: never."
     )
-    eval_batch_size: int = _option(256, "Rows of one evaluation pass, over all processes together.")
-    early_stopping_patience: int | None = _option(None, "Stop after this many evaluations without improvement.")
-    early_stopping_threshold: float = _option(0.0, "Least change of the metric that counts as improvement.")
-    metric_for_best_model: str = _option(
+    eval_batch_size: int = option(256, "Rows of one evaluation pass, over all processes together.")
+    early_stopping_patience: int | None = option(None, "Stop after this many evaluations without improvement.")
+    early_stopping_threshold: float = option(0.0, "Least change of the metric that counts as improvement.")
+    metric_for_best_model: str = option(
         "loss", "Evaluation metric that decides which model is best: a loss, or another number the script reports."
     )
-    final_weights: Literal["last", "best"] = _option(
+    final_weights: Literal["last", "best"] = option(
         "last", "Weights that become `final`: of the last step or the best."
     )
-    save_steps: int | None = _option(
+    save_steps: int | None = option(
         None,
         "Steps between two checkpoints, and at the end; default: once an epoch (streaming: 1000), 0: never.",
     )
-    checkpoint_total_limit: int = _option(2, "Checkpoints kept; older ones are deleted.")
+    checkpoint_total_limit: int = option(2, "Checkpoints kept; older ones are deleted.")
     report_to: list[str] = field(
         default_factory=list,
         metadata={"help": "Trackers of Accelerate: tensorboard, trackio, wandb ... (metrics.jsonl is always written)."},
     )
-    disable_progress_bar: bool = _option(False, "No progress bar.")
-    final_evaluation: bool = _option(True, "Measure the finished model for its card (metrics.json).")
-    push_to_hub: bool = _option(False, "Upload `final` to the Hub when the run is done.")
-    hub_model_id: str | None = _option(None, "Repository to upload to: ORGANISATION/NAME.")
-    hub_private_repo: bool = _option(False, "Create the repository as a private one.")
+    disable_progress_bar: bool = option(False, "No progress bar.")
+    final_evaluation: bool = option(True, "Measure the finished model for its card (metrics.json).")
+    push_to_hub: bool = option(False, "Upload `final` to the Hub when the run is done.")
+    hub_model_id: str | None = option(None, "Repository to upload to: ORGANISATION/NAME.")
+    hub_private_repo: bool = option(False, "Create the repository as a private one.")
 
 
 @dataclass
 class ImageRunArguments(RunArguments):
     """How to train on images."""
 
-    num_pictures: int = _option(24, "Images in the reconstruction and sample pictures of each evaluation; 0: none.")
-    num_importance_samples: int = _option(200, "Samples of the likelihood in the final evaluation of a VAE.")
+    num_pictures: int = option(24, "Images in the reconstruction and sample pictures of each evaluation; 0: none.")
+    num_importance_samples: int = option(200, "Samples of the likelihood in the final evaluation of a VAE.")
 
 
 @dataclass
 class TextRunArguments(RunArguments):
     """How to train on texts."""
 
-    tokenizer_name_or_path: str | None = _option(
+    tokenizer_name_or_path: str | None = option(
         None, "Folder or Hub id of the tokenizer; that of `--model_name_or_path` or `--t5_name_or_path` when not given."
     )
-    discriminator_learning_rate: float | None = _option(None, "Of the discriminator; `learning_rate` when not given.")
-    discriminator_adam_beta1: float | None = _option(None, "Of the discriminator; `adam_beta1` when not given.")
-    num_scored: int = _option(256, "Validation pairs that each evaluation summarizes and scores.")
-    num_examples: int = _option(5, "Text, summary and reconstruction to show at each evaluation; 0: none.")
-    num_words: int | None = _option(
+    discriminator_learning_rate: float | None = option(None, "Of the discriminator; `learning_rate` when not given.")
+    discriminator_adam_beta1: float | None = option(None, "Of the discriminator; `adam_beta1` when not given.")
+    num_scored: int = option(256, "Validation pairs that each evaluation summarizes and scores.")
+    num_examples: int = option(5, "Text, summary and reconstruction to show at each evaluation; 0: none.")
+    num_words: int | None = option(
         None, "Words of a summary in evaluations; when not given, as many as the summaries to learn from have (median)."
     )
-    num_beams: int = _option(4, "Beams of the final evaluation; those before it are greedy.")
+    num_beams: int = option(4, "Beams of the final evaluation; those before it are greedy.")
 
 
 # Arguments that may differ between a run and its continuation: they leave the weights as they are.

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging as standard_logging
 import math
 import os
 import shutil
@@ -129,6 +130,8 @@ class TrainingRun:
             _check_right_to_push(options.hub_model_id)
         checkpoint = self._claim_output_dir()
         logging.disable_progress_bar()  # the run has its own
+        # Accelerate says at each checkpoint that tied weights are written once
+        standard_logging.getLogger("accelerate.utils.other").setLevel(standard_logging.ERROR)
         set_seed(options.seed, deterministic=options.deterministic)
         self._load_corpus()
         self._count_steps()
@@ -177,7 +180,7 @@ class TrainingRun:
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             if options.overwrite_output_dir:
-                for name in ("checkpoints", "best", "final", "images", "examples", "trackers"):
+                for name in ("checkpoints", "best", "final", "images", "examples", "trackers", "cache"):
                     shutil.rmtree(folder / name, ignore_errors=True)
                 for name in (RUN_FILE, "metrics.jsonl"):
                     (folder / name).unlink(missing_ok=True)
