@@ -138,7 +138,7 @@ class SimilarRows:
         self._unknown_idf = float(np.log(1 + self.num_rows) + 1)
         self._norms = np.sqrt(counts @ self._idf**2)
         rare = frequency <= max(max_share * self.num_rows, 1)
-        self._columns = counts.multiply((self._idf**2 * rare)[None]).T.tocsr()  # (words, rows)
+        self._columns = counts.multiply(rare[None].astype(np.float32)).T.tocsr()  # (words, rows)
         self._columns.eliminate_zeros()
 
     def find(
@@ -147,8 +147,8 @@ class SimilarRows:
         """The `num_rows` best rows for each query, best first.
 
         Args:
-            measure: `"cosine"` of the idf vectors; or `"coverage"`: the share of the query (its squared idf) that the
-                row has, however long the row is. Ties: the row that comes first.
+            measure: `"cosine"` of the idf vectors; or `"coverage"`: the share of the query's idf that the row has,
+                however long it is. Ties: the row that comes first.
 
         Returns:
             int64 (num_queries, num_rows), -1 where no further row shares a rare word with the query; and their scores,
@@ -160,20 +160,23 @@ class SimilarRows:
             raise ValueError(f"num_rows must be at least 1, got {num_rows}.")
         rows = np.full((len(queries), num_rows), -1, dtype=np.int64)
         scores = np.zeros((len(queries), num_rows), dtype=np.float32)
+        power = 2 if measure == "cosine" else 1
         for start in range(0, len(queries), batch_size):
-            for offset, (found, shared, norm) in enumerate(self._shared(queries[start : start + batch_size])):
-                score = shared / (norm * self._norms[found] if measure == "cosine" else norm**2)
+            batch = self._shared(queries[start : start + batch_size], power)
+            for offset, (found, shared, whole) in enumerate(batch):
+                score = shared / (np.sqrt(whole) * self._norms[found] if measure == "cosine" else whole)
                 order = np.lexsort((found, -score))[:num_rows]
                 rows[start + offset, : len(order)] = found[order]
                 scores[start + offset, : len(order)] = score[order]
         return rows, scores
 
-    def _shared(self, queries: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-        """For each query: rows that share a rare word with it, the squared idf they share, the query's norm."""
+    def _shared(self, queries: Sequence[str], power: int) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """For each query: rows that share a rare word with it, the idf**power they share, and that of the query."""
         words_of, vocabulary = self._vectorizer.build_analyzer(), self._vectorizer.vocabulary_
-        shared = (self._vectorizer.transform(queries) @ self._columns).tocsr()
+        weights = self._vectorizer.transform(queries).multiply((self._idf**power)[None])
+        shared = (weights @ self._columns).tocsr()
         for number, query in enumerate(queries):
             words = set(words_of(query))
             idfs = [self._idf[vocabulary[word]] if word in vocabulary else self._unknown_idf for word in words]
             part = slice(shared.indptr[number], shared.indptr[number + 1])
-            yield shared.indices[part], shared.data[part], float(np.sqrt(np.square(idfs).sum()))
+            yield shared.indices[part], shared.data[part], float(np.power(idfs, power).sum())
