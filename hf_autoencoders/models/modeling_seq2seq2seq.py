@@ -462,9 +462,9 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
 
         terms, nats = self._reconstruct(codes, mask, input_ids, attention_mask, dropout_noise, soft)
         loss = config.reconstruction_weight * terms["reconstruction_loss"]
-        entropy = masked_mean(-(allowed.exp() * allowed).sum(-1), mask)
-        if config.entropy_weight:
-            loss = loss - config.entropy_weight * entropy
+        with torch.set_grad_enabled(torch.is_grad_enabled() and config.entropy_weight > 0):
+            entropy = masked_mean(-(allowed.exp() * allowed).sum(-1), mask)
+        loss = loss - config.entropy_weight * entropy
         terms["entropy"] = entropy.detach()
 
         kind = config.discriminator.kind
