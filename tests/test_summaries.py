@@ -250,8 +250,13 @@ def test_perplexity_is_per_word_and_of_a_distribution(judge):
     logits = judge.network(torch.zeros(1, 1, dtype=torch.long))[0, 0]
     probability = logits.double().softmax(-1)
     assert judge.nats([""])[0] == pytest.approx(-probability[0].log().item(), rel=1e-5)
+    bytes_of_a_letter = judge.tokenizer("ß", add_special_tokens=False)["input_ids"]
+    assert not set(bytes_of_a_letter[-2:]) & set(judge._classes)
+    path = [0, *(judge._classes.get(token, 1) for token in bytes_of_a_letter), 0]
+    log_probs = judge.network(torch.tensor([path[:-1]])).double().log_softmax(-1)[0]
+    expected = -sum(log_probs[place, following].item() for place, following in enumerate(path[1:]))
     unknown = len(judge.tokenizer) - len(judge._classes)
-    assert judge._others == pytest.approx(math.log(unknown))
+    assert judge.nats(["ß"])[0] == pytest.approx(expected + 2 * math.log(unknown), rel=1e-5)
 
 
 def test_judge_is_repeatable_and_kept(pools, tokenizer, tmp_path, monkeypatch):
@@ -390,8 +395,15 @@ def model(tokenizer):
     return model
 
 
-def test_evaluate_summarizer_measures_a_model(model, tokenizer, pools, compressor, judge, tmp_path):
+def test_evaluate_summarizer_measures_a_model(model, tokenizer, pools, compressor, judge, tmp_path, monkeypatch):
     model.train()
+    codes = []
+
+    def spy(model, tokenizer, texts, summaries, **kwargs):
+        codes.append((texts, summaries))
+        return reconstruction_accuracy(model, tokenizer, texts, summaries, **kwargs)
+
+    monkeypatch.setattr(summaries, "reconstruction_accuracy", spy)
     options = {"num_words": 3, "num_beams": 2, "batch_size": 8, "num_shown": 12, "command": "me"}
     result = evaluate_summarizer(
         model, tokenizer, pools, **options, compressor=compressor, judge=judge, max_examples=12
@@ -407,6 +419,9 @@ def test_evaluate_summarizer_measures_a_model(model, tokenizer, pools, compresso
     assert metrics["words"] == pytest.approx(written.mean()) and baselines["lead_words"] == round(written.mean())
     assert metrics["length_deviation"] == pytest.approx(abs(written - 3).mean()) and abs(written.mean() - 3) < 1
     assert metrics["rouge1"] == result["table"][0]["rouge1"]
+    (texts, own), (same_texts, others) = codes[:2]
+    assert texts == same_texts and sorted(own) == sorted(others)
+    assert all(mine != other for mine, other in zip(own, others, strict=True) if own.count(mine) == 1)
     for kind in ("", "content_"):
         own, shuffled = (metrics[f"{name}{kind}reconstruction_accuracy"] for name in ("", "shuffled_"))
         assert 0 <= own <= 1
