@@ -463,11 +463,11 @@ def reconstruction_accuracy(
             summary_mask=code["attention_mask"].to(model.device),
         ).reconstruction_logits
         hits = (logits.argmax(-1).cpu() == input_ids) & mask
-        losses = F.cross_entropy(logits.float().transpose(1, 2), input_ids.to(model.device), reduction="none").cpu()
+        losses = F.cross_entropy(logits.float().flatten(0, 1), input_ids.flatten().to(model.device), reduction="none")
         content = _content_tokens(tokenizer, batch, input_ids.shape, common_words) & mask
         right += hits.sum().item()
         tokens += mask.sum().item()
-        nats += losses[mask].double().sum().item()
+        nats += losses.cpu()[mask.flatten()].double().sum().item()
         content_right += (hits & content).sum().item()
         content_tokens += content.sum().item()
     result = {"reconstruction_accuracy": right / tokens, "reconstruction_loss": nats / tokens}
