@@ -114,6 +114,25 @@ def test_copying_soft_tokens_equals_copying_ids():
     torch.testing.assert_close(by_ids, by_rows, atol=1e-5, rtol=1e-5)
 
 
+def test_copying_goes_on_where_the_last_token_stands():
+    head = tiny().summarizer.copy_head
+    source = torch.tensor([[12, 5, 6, 13, 14, 12, 7]])  # three words begin: 12 5 6, 13, 14 and 12 7
+    begins = WORD_STARTS[source]
+    with torch.no_grad():
+        places = head.places(torch.tensor([[0, 12, 6, 13, 29]]), source, begins)[0]
+        jump, stay = head.jump.softmax(0), head.stay.sigmoid()
+    expected = torch.zeros(5, 7)
+    expected[0] = jump[:7] * begins[0]  # the start: any beginning of a word
+    expected[1, 1] = expected[1, 6] = stay / 2  # 12 stands twice; the rest of a word is likelier than to leave it
+    expected[1, 3:6] = (1 - stay) / 2 * jump[2:5]
+    expected[2, 3:6] = jump[:3]
+    expected[3, 4:6] = jump[:2]
+    torch.testing.assert_close(places, expected)  # and nothing where the last token is not in the source
+    soft = F.one_hot(source, VOCAB).float()
+    by_rows = head.places(torch.tensor([[0, 12, 6, 13, 29]]), soft, begins)[0]
+    torch.testing.assert_close(by_rows, expected)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_with_cache_equals_generation_without_and_teacher_forcing(beams):
     model = tiny()
