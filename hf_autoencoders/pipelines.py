@@ -7,6 +7,10 @@ from transformers import pipeline
 restore = pipeline("image-reconstruction", model="path/or/hub-id")
 restore("digit.png")                       # a PIL image; a list of images gives a list
 restore("digit.png", output_type="dict")   # {"image": PIL image, "mean_squared_error": float, "latents": tensor, ...}
+
+summarize = pipeline("text-summarization", model="path/or/hub-id")
+summarize("A long sentence ...", num_words=8)              # [{"summary_text": "...", "num_words": 8}]
+summarize(["A long sentence ...", "Another"], ratio=0.4)   # one such dictionary for each
 ```
 
 Features need no pipeline of their own: the stock `pipeline("image-feature-extraction", model=...)` returns the latents.
@@ -14,13 +18,22 @@ Features need no pipeline of their own: the stock `pipeline("image-feature-extra
 `import hf_autoencoders` arranges that this module is imported when `transformers.pipelines` is.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoModel, Pipeline
+import torch
+from transformers import AutoModel, AutoModelForSeq2SeqLM, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
+
+from .publishing import vocabulary_problem
+
+logger = logging.get_logger(__name__)
 
 IMAGE_RECONSTRUCTION = "image-reconstruction"
+TEXT_SUMMARIZATION = "text-summarization"  # "summarization" alone is a task that transformers 5 removed, and refuses
+TOKENS_PER_WORD = 8  # at most, on average over the words of a summary
 
 
 class ImageReconstructionPipeline(Pipeline):
@@ -68,12 +81,143 @@ class ImageReconstructionPipeline(Pipeline):
         return result | {name: model_outputs[name][0] for name in ("latents", "codes") if name in model_outputs}
 
 
+class TextSummarizationPipeline(Pipeline):
+    """Texts to summaries of the number of words asked for, by a model with `generate(num_words=...)` and `reconstruct`.
+
+    Called with one string, a list of them, a generator or a dataset column. `batch_size` batches them. The answer is a
+    list with one dictionary for each text (of generators and datasets an iterator over them): `summary_text`,
+    `num_words` (of it, as white space separates them), `reconstruction_text` if that is wanted and, where the text was
+    cut to the longest input of the model, `truncated`, which is True.
+
+    Args, at construction or in the call:
+        num_words (`int`, *optional*): write exactly so many words. By default the model ends where it wants to.
+        ratio (`float`, *optional*): write that share of the words of each text, in (0, 1], at least one word. One of
+            the two.
+        num_beams (`int`, *optional*, defaults to 4): of `generate`; 1 is greedy.
+        return_reconstruction (`bool`, *optional*, defaults to `False`): also what the model makes of the summary alone.
+
+    Raises:
+        ValueError: a text without a word, a model that cannot do it, or a tokenizer that belongs to another model.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        lacking = [name for name in ("generate", "reconstruct") if not hasattr(self.model, name)]
+        if lacking:
+            raise ValueError(
+                f"{type(self.model).__name__} has no {lacking[0]}: expected a summarizer of hf_autoencoders"
+            )
+        check_tokenizer(self.tokenizer, self.model)
+
+    def _sanitize_parameters(
+        self,
+        num_words: int | None = None,
+        ratio: float | None = None,
+        num_beams: int | None = None,
+        return_reconstruction: bool | None = None,
+        **unknown,
+    ):
+        if unknown:
+            raise TypeError(
+                f"unknown argument(s) {', '.join(unknown)}: this pipeline takes num_words, ratio, num_beams and "
+                "return_reconstruction; for all of generate call the model itself"
+            )
+        if num_words is not None and ratio is not None:
+            raise ValueError("num_words and ratio both say how long a summary shall be: give one of them")
+        for name, value in (("num_words", num_words), ("num_beams", num_beams)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        if ratio is not None and not 0 < ratio <= 1:
+            raise ValueError(f"ratio must be above 0 and at most 1, got {ratio!r}")
+        given = {"num_words": num_words, "ratio": ratio}
+        preprocess = {} if num_words is None and ratio is None else given  # a call's length replaces the pipeline's
+        forward = {"num_beams": num_beams, "return_reconstruction": return_reconstruction}
+        return preprocess, {name: value for name, value in forward.items() if value is not None}, {}
+
+    def __call__(self, inputs, **kwargs):
+        return super().__call__([inputs] if isinstance(inputs, str) else inputs, **kwargs)
+
+    def preprocess(self, text: str, num_words: int | None = None, ratio: float | None = None) -> dict[str, Any]:
+        if not isinstance(text, str):
+            raise ValueError(f"expected a string, got {type(text).__name__}: {str(text)[:60]!r}")
+        if not text.split():
+            raise ValueError("a text is empty: there is nothing to summarize. Leave such texts out")
+        if ratio is not None:
+            num_words = max(1, round(ratio * len(text.split())))
+        inputs, truncated = encode_text(self.tokenizer, text, self.model.config.max_source_tokens)
+        # tensors, so that they can be batched; -1: no number of words was asked for
+        wanted = torch.tensor([-1 if num_words is None else num_words])
+        return {**inputs, "num_words": wanted, "truncated": torch.tensor([truncated])}
+
+    def _forward(
+        self, model_inputs: dict[str, Any], num_beams: int = 4, return_reconstruction: bool = False
+    ) -> dict[str, Any]:
+        num_words = model_inputs["num_words"].flatten()
+        wanted = {}
+        if (num_words > 0).all():  # with room for words of many tokens: the number is met, not cut off
+            room = max(self.model.config.max_summary_tokens, TOKENS_PER_WORD * num_words.max().item())
+            wanted = {"num_words": num_words, "max_new_tokens": room}
+        texts = {name: model_inputs[name] for name in ("input_ids", "attention_mask")}
+        summary_ids = self.model.generate(**texts, **wanted, num_beams=num_beams)
+        outputs = {"summary_ids": summary_ids, "truncated": model_inputs["truncated"]}
+        if return_reconstruction:
+            outputs["text_ids"] = self.model.reconstruct(summary_ids, num_beams=num_beams)
+        return outputs
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
+        def text_of(ids) -> str:
+            return " ".join(self.tokenizer.decode(ids[0], skip_special_tokens=True).split())
+
+        summary = text_of(model_outputs["summary_ids"])
+        result = {"summary_text": summary, "num_words": len(summary.split())}
+        if model_outputs["truncated"].item():
+            result["truncated"] = True
+        if "text_ids" in model_outputs:
+            result["reconstruction_text"] = text_of(model_outputs["text_ids"])
+        return result
+
+
+def check_tokenizer(tokenizer, model) -> None:
+    """Check that a tokenizer can belong to a model of text.
+
+    Raises:
+        ValueError: it cannot: their vocabularies differ by more than the padding of a table.
+    """
+    if problem := vocabulary_problem(len(tokenizer), model.config.get_text_config().vocab_size):
+        raise ValueError(f"{problem}. Load the tokenizer that was saved with the model")
+
+
+def encode_text(tokenizer, text: str, max_tokens: int) -> tuple[Mapping[str, torch.Tensor], bool]:
+    """Token ids of one text, `input_ids` and `attention_mask` `(1, length)`, and whether it was cut to `max_tokens`.
+
+    The first time a text is cut the log says so.
+    """
+    encoded = tokenizer(text, verbose=False)
+    length = len(encoded["input_ids"])
+    if length > max_tokens:
+        logger.warning_once(
+            f"A text is longer than the {max_tokens} tokens that the model reads, and is cut there: results that have "
+            '"truncated" say nothing of the rest. Said once.'
+        )
+        encoded = tokenizer(text, truncation=True, max_length=max_tokens)
+    tensors = {name: torch.tensor([encoded[name]]) for name in ("input_ids", "attention_mask")}
+    return tensors, length > max_tokens
+
+
 def register() -> None:
     """Make `transformers.pipeline` know the tasks of this package. Importing this module does it."""
-    if IMAGE_RECONSTRUCTION not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline(
-            IMAGE_RECONSTRUCTION, pipeline_class=ImageReconstructionPipeline, pt_model=AutoModel, type="image"
-        )
+    known = PIPELINE_REGISTRY.get_supported_tasks()
+    for task, pipeline_class, auto_class, kind in (
+        (IMAGE_RECONSTRUCTION, ImageReconstructionPipeline, AutoModel, "image"),
+        (TEXT_SUMMARIZATION, TextSummarizationPipeline, AutoModelForSeq2SeqLM, "text"),
+    ):
+        if task not in known:
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=auto_class, type=kind)
 
 
 register()

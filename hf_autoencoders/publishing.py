@@ -327,9 +327,26 @@ METRIC_NAMES = {
     "bits_per_image": "Bits per image",
     "linear_probe_accuracy": "Linear probe on the latents, accuracy",
     "accuracy": "Accuracy",
-    "rouge1": "ROUGE-1, F1",
-    "rouge2": "ROUGE-2, F1",
-    "rougeL": "ROUGE-L, F1",
+    "rouge1": "ROUGE-1, F1 x 100",
+    "rouge2": "ROUGE-2, F1 x 100",
+    "rougeL": "ROUGE-L, F1 x 100",
+    "words": "Words of a summary",
+    "copy_rate": "Share of its words that are in the text",
+    "repetition_rate": "Share of its words that occurred before",
+    "novel_bigram_rate": "Share of its pairs of neighbours that are none in the text",
+    "distinct_rate": "Different summaries among all",
+    "empty_rate": "Empty summaries among all",
+    "perplexity": "Perplexity per word under a language model of real summaries",
+    "length_deviation": "Words more or fewer than asked for, mean",
+    "truncated_rate": "Share of the texts that were cut to the longest input",
+    "reconstruction_accuracy": "Tokens of the text predicted from its summary and the tokens before, share",
+    "reconstruction_loss": "The same, nats per token",
+    "shuffled_reconstruction_accuracy": "The share from the summary of another text",
+    "shuffled_reconstruction_loss": "From the summary of another text, nats per token",
+    "accuracy_ratio": "Own summary over another's, ratio of the shares",
+    "content_reconstruction_accuracy": "The share, of words that are not among the commonest",
+    "shuffled_content_reconstruction_accuracy": "The same from the summary of another text",
+    "content_accuracy_ratio": "Own summary over another's, ratio of these shares",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
@@ -337,7 +354,6 @@ METRIC_NAMES = {
     "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
-COLUMN_NAMES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}  # of `metrics["table"]`
 UNITS = {"image": "images", "text": "texts"}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
@@ -367,6 +383,11 @@ def read_metrics(metrics: Mapping | str | os.PathLike, variant: Variant | None =
     for name, value in {**values, **(metrics.get("baselines") or {})}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{where}: expected a finite number for {name}, got {value!r}")
+    try:
+        if metrics.get("table"):
+            _summary_table(metrics["table"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{where}: expected rows of summary_table under "table", but {error!r}') from None
     if variant is not None and metrics.get("model_type", variant.model_type) != variant.model_type:
         raise ValueError(f'{where}: measured on a "{metrics["model_type"]}", but the model is a "{variant.model_type}"')
     return dict(metrics)
@@ -452,7 +473,8 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
 def _corpus(metrics: Mapping, run: Mapping) -> dict:
     """What is known of the corpus: `name`, maybe `config_name`, `revision`, `split`, `rows`."""
     arguments = run.get("arguments") or {}
-    of_run = {"name": arguments.get("dataset"), "revision": arguments.get("dataset_revision")}
+    name = arguments.get("dataset") or arguments.get("texts")
+    of_run = {"name": name, "revision": arguments.get("dataset_revision")}
     return dict(metrics.get("corpus") or {name: value for name, value in of_run.items() if value})
 
 
@@ -489,13 +511,14 @@ def _eval_results(metrics: Mapping, pipeline_tag: str) -> list[EvalResult]:
 
 
 def _evaluation_section(metrics: Mapping, unit: str) -> str:
-    """The tables of measured numbers with where they come from; empty when nothing was measured."""
+    """The tables of measured numbers, with where they come from; empty when nothing was measured."""
     if not metrics.get("metrics"):
         return ""
+    table = metrics.get("table") or []  # has the baselines, and some of the model's numbers
     rows = ["| measured | value |", "|---|---|"]
-    for group, note in (("metrics", ""), ("baselines", " (baseline)")):
+    for group, note in (("metrics", ""), *([] if table else [("baselines", " (baseline)")])):
         for name, value in (metrics.get(group) or {}).items():
-            if not INDEXED_METRIC.fullmatch(name):
+            if not INDEXED_METRIC.fullmatch(name) and not (table and name in table[0]):
                 rows.append(f"| {METRIC_NAMES.get(name, f'`{name}`')}{note} | {_number(value)} |")
     corpus = metrics.get("corpus") or {}
     facts = []
@@ -506,23 +529,17 @@ def _evaluation_section(metrics: Mapping, unit: str) -> str:
         facts += [f"{corpus['rows']:,} {unit}"] if corpus.get("rows") else []
     facts += [f"seed {metrics['seed']}"] if metrics.get("seed") is not None else []
     facts += [str(metrics[key]) for key in ("machine", "date") if metrics.get(key)]
-    text = "\n".join(rows) + "\n" + _comparison_table(metrics.get("table") or [])
+    text = "\n".join(rows) + "\n"
+    if table:
+        text = f"{_summary_table(table)}\n\n{text}"
     text += f"\nMeasured on: {', '.join(facts)}.\n" if facts else ""
     return text + (f"\n```bash\n{metrics['command']}\n```\n" if metrics.get("command") else "")
 
 
-def _comparison_table(rows: Sequence[Mapping]) -> str:
-    """The rows of `metrics["table"]` (the model and what it is compared with) as Markdown; empty without any."""
-    if not rows:
-        return ""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def _summary_table(rows: Sequence[Mapping]) -> str:
+    from .evaluation.summaries import format_table
 
-    def cells(values) -> str:
-        shown = ("" if v is None else _number(v) if isinstance(v, (int, float)) else str(v) for v in values)
-        return f"| {' | '.join(cell.replace('|', '/') for cell in shown)} |"
-
-    lines = [cells(COLUMN_NAMES.get(name, name.replace("_", " ")) for name in columns), "|---" * len(columns) + "|"]
-    return "\n" + "\n".join([*lines, *(cells(row.get(name) for name in columns) for row in rows)]) + "\n"
+    return format_table(rows)
 
 
 def _examples_section(metrics: Mapping, most: int = 5) -> str:
@@ -542,8 +559,8 @@ def _training_section(run: Mapping) -> str:
     if arguments:
         if "max_steps" in arguments:
             arguments.pop("num_epochs", None)  # it did not count
-        shown = "dataset seed batch_size gradient_accumulation_steps num_epochs max_steps learning_rate weight_decay "
-        shown += "lr_scheduler_type warmup_ratio max_grad_norm average_decay mixed_precision"
+        shown = "stage texts summaries dataset seed batch_size gradient_accumulation_steps num_epochs max_steps "
+        shown += "learning_rate weight_decay lr_scheduler_type warmup_ratio max_grad_norm average_decay mixed_precision"
         rows = [f"| `{name}` | {arguments[name]} |" for name in shown.split() if name in arguments]
         text += "\n| argument | value |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
     versions = run.get("versions") or {}

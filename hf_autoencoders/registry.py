@@ -102,6 +102,14 @@ VARIANTS: dict[str, Variant] = {
             model="modeling_vqvae.VQVAEModel",
             processor=_IMAGE_PROCESSOR,
         ),
+        Variant(
+            name="seq2seq2seq",
+            title="Seq2seq2seq summarizer",
+            config="configuration_seq2seq2seq.Seq2Seq2SeqConfig",
+            model="modeling_seq2seq2seq.Seq2Seq2SeqForConditionalGeneration",
+            heads={"AutoModelForSeq2SeqLM": "modeling_seq2seq2seq.Seq2Seq2SeqForConditionalGeneration"},
+            modality="text",
+        ),
     )
 }
 
@@ -119,8 +127,8 @@ def get_variant(name: str) -> Variant:
     return variant
 
 
-def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """For each Auto class of a variant: its module in transformers, our class, and the call that registers it."""
+def _auto_classes(variant: Variant) -> Iterator[tuple[str, Callable[[], None]]]:
+    """For each Auto class of a variant: its module in transformers, and the call that registers it."""
     auto = "transformers.models.auto"
 
     def register_config():
@@ -128,7 +136,7 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
 
         AutoConfig.register(variant.model_type, variant.config_class(), exist_ok=True)
 
-    yield f"{auto}.configuration_auto", variant.config, register_config
+    yield f"{auto}.configuration_auto", register_config
 
     for auto_class, reference in {"AutoModel": variant.model, **variant.heads}.items():
 
@@ -136,7 +144,7 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
             modeling_auto = sys.modules[f"{auto}.modeling_auto"]
             getattr(modeling_auto, auto_class).register(variant.config_class(), _resolve(reference), exist_ok=True)
 
-        yield f"{auto}.modeling_auto", reference, register_model
+        yield f"{auto}.modeling_auto", register_model
 
     if variant.modality != "image":
         return
@@ -147,7 +155,7 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
             variant.config_class(), image_processor_classes={"pil": variant.processor_class()}, exist_ok=True
         )
 
-    yield f"{auto}.image_processing_auto", variant.processor, register_processor
+    yield f"{auto}.image_processing_auto", register_processor
 
     def register_no_video_processor():
         # A pipeline looks for every kind of processor. For a video processor it takes the name of our image processor
@@ -155,26 +163,25 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, str, Callable[[], Non
         mapping = sys.modules[f"{auto}.video_processing_auto"].VIDEO_PROCESSOR_MAPPING
         mapping.register(variant.config_class(), {"torchvision": None}, exist_ok=True)
 
-    yield f"{auto}.video_processing_auto", variant.config, register_no_video_processor
+    yield f"{auto}.video_processing_auto", register_no_video_processor
 
 
 class _AutoRegistration(importlib.abc.MetaPathFinder):
     """Registers the variants with each Auto class, and the pipelines, once transformers' module for these is imported.
 
     Registration needs the classes, hence torch: a second or more that `import hf_autoencoders` alone shall not cost. It
-    also needs modules that may be half imported at that moment (`modeling_utils` of transformers imports the Auto
-    configurations; one of our own modules may have started the chain). Then it waits for the end of their import.
+    also needs modules of transformers that may be half imported at that moment, since nearly all of them lead to the
+    Auto classes and back. So it waits until no module of transformers, and none of our own models, is half imported.
     """
 
     def __init__(self):
         self.pending = [row for variant in VARIANTS.values() for row in _auto_classes(variant)]
         register_pipelines = partial(importlib.import_module, "hf_autoencoders.pipelines")
-        self.pending.append(("transformers.pipelines", "", register_pipelines))
-        self.watched = {auto_module for auto_module, _, _ in self.pending} | {"transformers.modeling_utils"}
-        self.running: set[str] = set()  # watched modules whose code has started and not yet ended
+        self.pending.append(("transformers.pipelines", register_pipelines))
+        self.running: set[str] = set()  # modules whose code has started and not yet ended
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in self.watched and not fullname.startswith(f"{MODELS_PACKAGE}."):
+        if not self.pending or not fullname.startswith(("transformers.", f"{MODELS_PACKAGE}.")):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -195,12 +202,8 @@ class _AutoRegistration(importlib.abc.MetaPathFinder):
     def register(self) -> None:
         """Register everything that can be registered now."""
         for row in list(self.pending):
-            auto_module, reference, call = row
-            needed = {auto_module, f"{MODELS_PACKAGE}.{reference.split('.')[0]}"}
-            if not reference.startswith("configuration_"):
-                needed.add("transformers.modeling_utils")
-            own_running = any(name.startswith(f"{MODELS_PACKAGE}.") for name in self.running)
-            if auto_module in sys.modules and row in self.pending and not own_running and not needed & self.running:
+            auto_module, call = row
+            if auto_module in sys.modules and row in self.pending and not self.running:
                 self.pending.remove(row)
                 call()
 

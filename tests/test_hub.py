@@ -8,10 +8,12 @@ one takes seconds; the tests look at what they left.
 import json
 
 import pytest
+import tiny
 import torch
 from hub_server import HubServer, User
 from processes import WITHOUT_PACKAGE, run_python
 from safetensors.torch import save_file
+from transformers import AutoModelForSeq2SeqLM
 
 from hf_autoencoders import VARIANTS
 from hf_autoencoders.publishing import save_for_hub
@@ -25,7 +27,7 @@ sys.path.insert(0, args["root"])
 import hf_autoencoders
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 from hf_autoencoders.publishing import check_folder, push_folder
 api = HfApi()
 
@@ -71,6 +73,19 @@ answer["pushed_readme"] = ModelCard.load("alice/pushed").text
 model.save_pretrained("saved", push_to_hub=True, repo_id="alice/saved", commit_message="While saving")
 answer["saved"] = api.list_repo_files("alice/saved")
 
+# a model of text and its tokenizer, each on its own, as transformers does; then the model once more
+model = AutoModelForSeq2SeqLM.from_pretrained("alice/seq2seq2seq")
+assert type(model).__module__ == "hf_autoencoders.models.modeling_seq2seq2seq"
+model.push_to_hub("alice/pushed-text")
+answer["pushed text card"] = ModelCard.load("alice/pushed-text").text
+tokenizer = AutoTokenizer.from_pretrained("alice/seq2seq2seq")
+tokenizer.push_to_hub("alice/pushed-text")
+before = head("alice/pushed-text")
+model.push_to_hub("alice/pushed-text")
+answer["pushed text"] = [api.list_repo_files("alice/pushed-text"), before == head("alice/pushed-text")]
+summarize = pipeline("text-summarization", model="alice/pushed-text", device="cpu", num_words=3)
+answer["summaries with the package"] = summarize(args["sentences"])
+
 # no right to
 answer["refused"] = {}
 for kind, token in args["other_tokens"].items():
@@ -84,7 +99,7 @@ LOAD = """
 import torch
 from safetensors.torch import load_file
 from huggingface_hub import HfApi, hf_hub_download
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 def equal(model, folder):
     expected = load_file(f"{folder}/expected.st")
@@ -101,6 +116,13 @@ def failure(function, *args, **options):
         return [type(error).__name__, str(error)]
 
 # by name, with the processor; a connection that drops within a file is taken up again
+for name in ("seq2seq2seq", "pushed-text"):
+    tokenizer = AutoTokenizer.from_pretrained(f"alice/{name}", trust_remote_code=True)
+    model = AutoModelForSeq2SeqLM.from_pretrained(f"alice/{name}", trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    inputs = tokenizer(args["sentences"], padding=True, return_tensors="pt")
+    codes = model.generate(**inputs, num_words=3, num_beams=4)
+    answer[name] = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (codes, model.reconstruct(codes))]
 for name in args["folders"]:
     AutoImageProcessor.from_pretrained(f"alice/{name}", trust_remote_code=True)
     if name != "autoencoder":
@@ -133,7 +155,9 @@ answer["cured"] = weights(force_download=True) == original
 """
 
 OFFLINE = """
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+AutoTokenizer.from_pretrained("alice/seq2seq2seq", trust_remote_code=True)
+AutoModelForSeq2SeqLM.from_pretrained("alice/seq2seq2seq", trust_remote_code=True)
 for name in ("autoencoder", "vae", "vqvae"):
     AutoImageProcessor.from_pretrained(f"alice/{name}", trust_remote_code=True)
     if name != "autoencoder":
@@ -151,6 +175,13 @@ def folders(tmp_path_factory):
     base, folders = tmp_path_factory.mktemp("folders"), {}
     for seed, variant in enumerate(VARIANTS.values()):
         torch.manual_seed(seed)
+        if variant.modality == "text":
+            model = tiny.model(tiny.FIRST[variant.name], max_source_tokens=80)
+            metrics = {"metrics": {"length_deviation": 0.25}}
+            folders[variant.name] = save_for_hub(
+                model, base / variant.name, processor=tiny.tokenizer(), metrics=metrics
+            )
+            continue
         config = variant.config_class()(image_size=12, hidden_sizes=(8, 8))
         model = variant.model_class()(config).eval()
         metrics = {"metrics": {"mse": 0.25}, "corpus": {"name": "digits", "split": "validation", "rows": 180}}
@@ -180,7 +211,7 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def published(hub, folders, tmp_path_factory, root):
     home = tmp_path_factory.mktemp("publisher")
-    arguments = {"root": root, "folders": folders}
+    arguments = {"root": root, "folders": folders, "sentences": tiny.SENTENCES}
     arguments["other_tokens"] = {"read-only": READ_TOKEN, "another user's": OTHER_TOKEN, "unknown": "nobody-0123456789"}
     env = hub.env(TOKEN, home / "hf", HF_DEBUG="1")
     return {**run_python(PUBLISH, home, env, arguments), "home": home}
@@ -195,8 +226,8 @@ def loaded(hub, folders, published, tmp_path_factory):
         hub.add_fault(kind, f"/lfs/{sha}/*")
     drop = hub.repos["models", "alice/vae"].tree("main")["model.safetensors"]["lfs"]
     hub.add_fault("drop", f"/lfs/{drop}/*", after=1000)
-    models = {name: folder for name, folder in folders.items() if name != "classifier"}
-    arguments = {"folders": models, "classifier": folders["classifier"], "token": TOKEN}
+    models = {name: folder for name, folder in folders.items() if name not in ("classifier", "seq2seq2seq")}
+    arguments = {"folders": models, "sentences": tiny.SENTENCES, "classifier": folders["classifier"], "token": TOKEN}
     arguments["revisions"] = published["revisions"]
     hub.log.clear()
     answer = run_python(WITHOUT_PACKAGE + LOAD, home, hub.env(None, home / "hf"), arguments)
@@ -207,8 +238,10 @@ CODE = {
     "autoencoder": {"configuration_autoencoder.py", "modeling_autoencoder.py"},
     "vae": {"configuration_vae.py", "modeling_vae.py"},
     "vqvae": {"configuration_vqvae.py", "modeling_vqvae.py"},
+    "seq2seq2seq": {"configuration_seq2seq2seq.py", "modeling_seq2seq2seq.py"},
 }
-EVERYWHERE = {".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+EVERYWHERE = {".gitattributes", "README.md", "config.json", "model.safetensors"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.mark.parametrize("name", CODE)
@@ -216,11 +249,13 @@ def test_exactly_these_files_are_pushed(published, name):
     """No pickle, no checkpoint, no file that loading does not need; the parts that all variants share, and its own."""
     files = set(published[name]["files"])
     code = {file for file in files if file.endswith(".py")}
-    assert files - code == EVERYWHERE | {"metrics.json"}
+    text = VARIANTS[f"hfae_{name}"].modality == "text"
+    processor = {*TOKENIZER, "generation_config.json"} if text else {"preprocessor_config.json"}
+    assert files - code == EVERYWHERE | {"metrics.json"} | processor
     assert {file for file in code if file.startswith(("configuration_", "modeling_"))} == CODE[name] | {
         "configuration_base.py"
     }
-    assert "image_processing_autoencoder.py" in code
+    assert ("image_processing_autoencoder.py" in code) != text
     assert set(published["saved"]) == set(published["pushed"])
     assert set(published["pushed"]) == set(published["autoencoder"]["files"]) - {"metrics.json"}
 
@@ -274,6 +309,24 @@ def test_the_token_is_nowhere(hub, published, loaded, folders):
             for file in hub.root.__class__(home).rglob("*"):
                 assert not file.is_file() or token.encode() not in file.read_bytes(), file
     assert not any(request["token"] for request in hub.log + loaded["log"] if request["server"] == "cdn")
+
+
+def test_a_text_model_and_its_tokenizer_meet_on_the_hub(published):
+    """`model.push_to_hub` sends a card that says what is missing; what the repository has stays."""
+    files, same = published["pushed text"]
+    assert set(files) == set(published["seq2seq2seq"]["files"]) - {"metrics.json"} and same
+    assert 'tokenizer.push_to_hub("alice/pushed-text")' in published["pushed text card"]
+
+
+def test_same_summaries_with_and_without_the_package(published, loaded, folders):
+    model = AutoModelForSeq2SeqLM.from_pretrained(folders["seq2seq2seq"])
+    inputs = tiny.tokenizer()(tiny.SENTENCES, padding=True, return_tensors="pt")
+    summary_ids = model.generate(**inputs, num_words=3, num_beams=4)
+    summaries = tiny.tokenizer().batch_decode(summary_ids, skip_special_tokens=True)
+    restored = tiny.tokenizer().batch_decode(model.reconstruct(summary_ids), skip_special_tokens=True)
+    assert loaded["seq2seq2seq"] == loaded["pushed-text"] == [summaries, restored]
+    by_pipeline = [result["summary_text"] for result in published["summaries with the package"]]
+    assert by_pipeline == [" ".join(summary.split()) for summary in summaries]
 
 
 @pytest.mark.parametrize("name", ["vae", "vqvae", "pushed"])

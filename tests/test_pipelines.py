@@ -1,13 +1,14 @@
-"""Pipelines: our own image-reconstruction, and the stock image-feature-extraction, for every image variant."""
+"""Pipelines: our own image-reconstruction and text-summarization, and the stock image-feature-extraction."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration, pipeline
 
 import hf_autoencoders  # noqa: F401  (registers the task)
 from hf_autoencoders import (
@@ -108,6 +109,104 @@ def test_wrong_options_are_refused(folders, images):
 def test_the_pipeline_leaves_no_gradients(folders, images):
     restore = pipeline("image-reconstruction", model=folders["vqvae"], device="cpu", output_type="dict")
     assert not restore(images[0])["latents"].requires_grad
+
+
+# -- text
+
+
+@pytest.fixture(scope="module")
+def summarizer(tmp_path_factory):
+    """Folder of a tiny summarizer, to which every token is a word, with its tokenizer; texts are cut at 80 tokens."""
+    folder = tmp_path_factory.mktemp("summarizer")
+    model = tiny.model("seq2seq2seq-pointer", max_source_tokens=80, max_summary_tokens=12)
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+TEXTS = [*tiny.SENTENCES, "Öl: 5% teurer!"]
+
+
+def by_hand(summarize, text, **options) -> str:
+    """The summary of one text, without the pipeline."""
+    ids = torch.tensor([summarize.tokenizer(text, truncation=True, max_length=80).input_ids])
+    with torch.no_grad():
+        summary = summarize.model.generate(ids, **options)
+    if "num_words" in options:
+        assert summarize.model.summarizer.count_words(summary) == options["num_words"]
+    return " ".join(summarize.tokenizer.decode(summary[0], skip_special_tokens=True).split())
+
+
+def test_summaries_have_the_words_asked_for(summarizer):
+    summarize = pipeline("text-summarization", model=summarizer, device="cpu", num_words=3)
+    results = summarize(TEXTS)
+    assert [set(result) for result in results] == [{"summary_text", "num_words"}] * len(TEXTS)
+    assert all(result["num_words"] == len(result["summary_text"].split()) <= 3 for result in results)
+    expected = [by_hand(summarize, text, num_words=3, num_beams=4, max_new_tokens=24) for text in TEXTS]
+    assert [result["summary_text"] for result in results] == expected
+    assert summarize(TEXTS, batch_size=2) == results
+    assert summarize(TEXTS[0]) == results[:1]
+    assert list(summarize(text for text in TEXTS)) == results
+    assert summarize(TEXTS[0], num_words=5) != results[:1]
+
+
+def test_summaries_by_ratio_with_reconstruction(summarizer, monkeypatch):
+    summarize = pipeline("text-summarization", model=summarizer, device="cpu", num_words=3)
+    asked, generate = [], summarize.model.generate
+    monkeypatch.setattr(summarize.model, "generate", lambda *a, **k: asked.append(k["num_words"]) or generate(*a, **k))
+    results = summarize(TEXTS, ratio=0.5, num_beams=1, return_reconstruction=True, batch_size=8)
+    (num_words,) = asked
+    assert num_words.tolist() == [max(1, round(len(text.split()) / 2)) for text in TEXTS]
+    ids = summarize.tokenizer(TEXTS, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        room = {"num_words": num_words, "max_new_tokens": 8 * max(num_words.tolist())}
+        codes = generate(ids.input_ids, attention_mask=ids.attention_mask, **room)
+        restored = summarize.tokenizer.batch_decode(summarize.model.reconstruct(codes), skip_special_tokens=True)
+    assert summarize.model.summarizer.count_words(codes).equal(num_words)
+    assert [result["reconstruction_text"] for result in results] == [" ".join(text.split()) for text in restored]
+
+
+def test_without_a_number_the_model_decides(summarizer):
+    summarize = pipeline("text-summarization", model=summarizer, device="cpu", num_beams=2)
+    assert summarize(TEXTS[0])[0]["summary_text"] == by_hand(summarize, TEXTS[0], num_beams=2)
+
+
+def test_truncation_is_said(summarizer):
+    summarize = pipeline("text-summarization", model=summarizer, device="cpu", num_words=3)
+    results = summarize([TEXTS[4], " ".join(TEXTS), " ".join(TEXTS)], batch_size=2)
+    assert [result.get("truncated") for result in results] == [None, True, True]
+    expected = by_hand(summarize, " ".join(TEXTS), num_words=3, num_beams=4, max_new_tokens=24)
+    assert results[1]["summary_text"] == expected
+
+
+def test_what_cannot_be_summarized_is_refused(summarizer):
+    summarize = pipeline("text-summarization", model=summarizer, device="cpu")
+    for text in ("", "  \n"):
+        with pytest.raises(ValueError, match="a text is empty: there is nothing to summarize"):
+            summarize(["good", text])
+    with pytest.raises(ValueError, match="expected a string, got int: '7'"):
+        summarize([7])
+    with pytest.raises(ValueError, match="give one of them"):
+        summarize("good", num_words=3, ratio=0.5)
+    with pytest.raises(ValueError, match="num_words must be a whole number >= 1, got 0"):
+        summarize("good", num_words=0)
+    with pytest.raises(ValueError, match="ratio must be above 0 and at most 1, got 1.5"):
+        summarize("good", ratio=1.5)
+    with pytest.raises(TypeError, match="colour.*takes num_words, ratio"):
+        summarize("good", colour=True)
+
+
+def test_tokenizers_and_models_of_others_are_refused(summarizer):
+    tokenizer = AutoTokenizer.from_pretrained(summarizer)
+    parts = {part: {**tiny.POINTER, "vocab_size": 300} for part in ("summarizer", "reconstructor")}
+    model = tiny.model("seq2seq2seq-pointer", **parts)
+    with pytest.raises(
+        ValueError, match="the tokenizer has 320 tokens, but the model 300: they do not belong together"
+    ):
+        pipeline("text-summarization", model=model, tokenizer=tokenizer)
+    t5 = T5ForConditionalGeneration(T5Config(**tiny.T5))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration has no reconstruct: expected a summarizer"):
+        pipeline("text-summarization", model=t5, tokenizer=tokenizer)
 
 
 def test_importing_the_package_does_not_import_the_pipelines(script_env):

@@ -9,7 +9,7 @@ import tiny
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from hf_autoencoders import VARIANTS, AutoencoderForImageClassification, VQVAEModel, publishing
 from hf_autoencoders.models import portable
@@ -47,8 +47,13 @@ def tiny_model(variant="hfae_vqvae", **options):
     return variant.model_class()(variant.config_class()(**{"image_size": 12, "hidden_sizes": (8, 8), **options})).eval()
 
 
-def all_classes():
-    return [cls for row in VARIANTS.values() for cls in (row.model_class(), *row.head_classes().values())]
+IMAGE_CLASSES = [
+    cls
+    for row in VARIANTS.values()
+    for cls in (row.model_class(), *row.head_classes().values())
+    if row.modality == "image"
+]
+TEXT = "seq2seq2seq-pointer"
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def problems(folder) -> list[str]:
 # -- saving ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_class", all_classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("model_class", IMAGE_CLASSES, ids=lambda cls: cls.__name__)
 def test_save_pretrained_is_all_it_takes(tmp_path, model_class):
     """Code, full `auto_map`, processor and card, for models and heads; and nothing lingers on the classes."""
     model = model_class(model_class.config_class(image_size=[11, 14], hidden_sizes=(8, 8), num_channels=3))
@@ -85,7 +90,7 @@ def test_save_pretrained_is_all_it_takes(tmp_path, model_class):
 
 def test_the_registry_and_the_files_that_travel_agree():
     for row in VARIANTS.values():
-        processor = {"AutoImageProcessor": row.processor}
+        processor = {"AutoImageProcessor": row.processor} if row.processor else {}
         for model_class in (row.model_class(), *row.head_classes().values()):
             assert portable.auto_map(model_class) | processor == row.auto_map
 
@@ -132,6 +137,50 @@ def test_processor_and_card_that_are_there_stay(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["resample"] == 0
     assert (tmp_path / "README.md").read_text() == "Mine."
+
+
+def test_a_text_model_and_its_tokenizer_are_saved_side_by_side(tmp_path):
+    model = tiny.model(TEXT)
+    model.save_pretrained(tmp_path)
+    assert problems(tmp_path) == ["tokenizer.json is missing", "tokenizer_config.json is missing"]
+    check_folder(tmp_path, tokenizer=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == VARIANTS["hfae_seq2seq2seq"].auto_map
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    assert 'tokenizer.push_to_hub("' in (tmp_path / "README.md").read_text()
+    tiny.tokenizer().save_pretrained(tmp_path)
+    check_folder(tmp_path)
+    assert set(published_files(tmp_path)) == {path.name for path in tmp_path.iterdir()}
+    assert {"generation_config.json", "tokenizer.json", "pointer_t5.py"} <= set(published_files(tmp_path))
+
+
+def test_save_for_hub_takes_or_keeps_a_tokenizer(tmp_path):
+    model = tiny.model(TEXT)
+    with pytest.raises(IncompleteFolderError, match=r"tokenizer.json is missing[\s\S]*tokenizer.save_pretrained"):
+        save_for_hub(model, tmp_path / "summarizer")
+    assert not list((tmp_path / "summarizer").iterdir())
+    folder = save_for_hub(model, tmp_path / "summarizer", processor=tiny.tokenizer())
+    assert "tokenizer.push_to_hub" not in (folder / "README.md").read_text()
+    before = (folder / "tokenizer.json").read_bytes()
+    (folder / "model.safetensors").unlink()
+    save_for_hub(tiny.model("seq2seq2seq-wgan"), folder)
+    check_folder(folder)
+    assert (folder / "tokenizer.json").read_bytes() == before
+    sentence = tiny.SENTENCES[0]
+    assert AutoTokenizer.from_pretrained(folder)(sentence).input_ids == tiny.tokenizer()(sentence).input_ids
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
+    other = {part: {**tiny.POINTER, "vocab_size": 319} for part in ("summarizer", "reconstructor")}
+    message = "tokenizer.json: the tokenizer has 320 tokens, but the model 319: they do not belong together"
+    with pytest.raises(IncompleteFolderError, match=message):
+        save_for_hub(tiny.model(TEXT, **other), tmp_path, processor=tiny.tokenizer())
+    assert publishing.vocabulary_problem(32100, 32128) == ""  # T5's own
+    assert publishing.vocabulary_problem(320, 448) != ""
+    tiny.model(TEXT).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    assert "tokenizer.json is no tokenizer" in problems(tmp_path)[0]
 
 
 def test_save_for_hub(folder, tmp_path):
@@ -192,6 +241,7 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(folder, monkeypatch, stag
         ),
         ({"mse": 0.1}, 'expected {"metrics": {name: number}'),
         ([1], 'expected {"metrics": {name: number}'),
+        ({"metrics": {"mse": 1.0}, "table": [{"name": "model"}]}, 'expected rows of summary_table under "table"'),
         ("{", "is not JSON"),
     ],
 )
@@ -317,7 +367,7 @@ def snippets(card) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
 
 
-@pytest.mark.parametrize("model_class", all_classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("model_class", IMAGE_CLASSES, ids=lambda cls: cls.__name__)
 def test_code_in_cards_runs(tmp_path, monkeypatch, model_class, capsys):
     model = model_class(model_class.config_class(image_size=12, hidden_sizes=(8, 8)))
     model.save_pretrained(tmp_path / "model")
@@ -330,6 +380,44 @@ def test_code_in_cards_runs(tmp_path, monkeypatch, model_class, capsys):
         assert capsys.readouterr().out.startswith("LABEL_")
     else:
         assert names["images"][0].size == (12, 12)
+
+
+def test_code_in_cards_of_text_models_runs(tmp_path, monkeypatch):
+    folder = save_for_hub(tiny.model(TEXT), tmp_path / "model", processor=tiny.tokenizer())
+    (code,) = snippets(str(render_card(folder, str(folder))))
+    names = {}
+    exec(compile(code, "card", "exec"), names)
+    assert len(names["summaries"]) == len(names["restored"]) == 1 and names["model"].config.summary_words == 4
+
+
+def test_card_of_a_summarizer_shows_it_beside_its_baselines(tmp_path):
+    row = {"name": "model", "label": "model", "rouge1": 31.84, "rouge2": 12.5, "rougeL": 30.7, "words": 6.5}
+    row |= {"copy_rate": 0.93, "repetition_rate": 0.01, "perplexity": 45.2}
+    lead = row | {"name": "lead", "label": "first 6 words", "rouge1": 26.7, "perplexity": None}
+    metrics = {
+        "model_type": "hfae_seq2seq2seq",
+        "metrics": {"rouge1": 31.84, "words": 6.5, "length_deviation": 0.25},
+        "baselines": {"lead_rouge1": 26.7},
+        "table": [row, lead],
+        "examples": [{"text": "a long\ntext | of words", "summary": "long text", "reconstruction": "a long```"}],
+        "corpus": {"name": "docstrings", "split": "validation", "rows": 1200},
+    }
+    run = {"command": "train --stage autoencode", "arguments": {"stage": "autoencode", "texts": "docstrings"}}
+    save_for_hub(tiny.model(TEXT), tmp_path, processor=tiny.tokenizer(), metrics=metrics, run=run)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "summarization" and card.data.library_name == "transformers"
+    assert {result.task_type for result in card.data.eval_results} == {"summarization"}
+    for line in (
+        r"\| model +\| +31.8 \| +12.5 \| +30.7 \| +6.5 \| +93% \| +1.0% \| +45 \|",
+        r"\| first 6 words +\| +26.7 .*",
+        r"\| Words more or fewer than asked for, mean \| 0.25 \|",
+        r"text            a long text \| of words",
+        r"reconstruction  a long...",
+        r"Measured on: corpus `docstrings`, validation split, 1,200 texts.",
+        r"\| `stage` \| autoencode \|",
+    ):
+        assert re.search(f"^{line}$", card.text, re.MULTILINE), line
+    assert "ROUGE-1, F1 x 100" not in card.text and "lead_rouge1" not in card.text  # the table has them
 
 
 def test_card_of_a_classifier(tmp_path):

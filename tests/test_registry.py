@@ -16,8 +16,12 @@ def test_rows_name_things_that_exist():
         config_class, model_class = variant.config_class(), variant.model_class()
         assert variant.model_type == model_type == config_class.model_type
         assert model_class.config_class is config_class
-        assert variant.processor_class().__name__ == variant.processor.split(".")[1]
-        assert variant.title and variant.modality == "image"
+        assert hasattr(transformers, variant.processor_auto_class)
+        if variant.processor:
+            assert variant.processor_class().__name__ == variant.processor.split(".")[1]
+        else:
+            assert variant.processor_class() is None and variant.processor_auto_class == "AutoTokenizer"
+        assert variant.title and variant.modality in ("image", "text")
         for auto_class, head in variant.head_classes().items():
             assert hasattr(transformers, auto_class)
             assert head.config_class is config_class and head.base_model_prefix == model_class.base_model_prefix
@@ -44,7 +48,7 @@ def test_public_names():
 def test_get_variant():
     for variant in VARIANTS.values():
         assert get_variant(variant.name) is get_variant(variant.model_type) is variant
-    with pytest.raises(ValueError, match="unknown variant 'gan': expected one of autoencoder, vae, vqvae"):
+    with pytest.raises(ValueError, match="unknown variant 'gan': expected one of autoencoder, vae, vqvae, seq2seq2seq"):
         get_variant("gan")
 
 
@@ -58,22 +62,30 @@ ORDERS = {
     "package first": "import hf_autoencoders\nfrom transformers import AutoModel, AutoConfig, Trainer",
     "Auto classes first": "from transformers import AutoModel, AutoConfig, Trainer\nimport hf_autoencoders",
     "package, then PreTrainedModel": "import hf_autoencoders\nfrom transformers import PreTrainedModel",
+    "package, then a T5": "import hf_autoencoders\nfrom transformers import T5ForConditionalGeneration, AutoModel",
+    "package, then T5's configuration": "import hf_autoencoders\nfrom transformers import T5Config, AutoModel",
+    "package, then another model": "import hf_autoencoders\nfrom transformers import BertModel, AutoModel",
     "a model's module first": "from hf_autoencoders.models.modeling_vae import VAEModel",
     "a configuration's module first": "from hf_autoencoders.models.configuration_vqvae import VQVAEConfig",
     "the processor's module first": (
         "from hf_autoencoders.models.image_processing_autoencoder import AutoencoderImageProcessor"
     ),
+    "a text model's module first": "from hf_autoencoders.models.pointer_t5 import PointerT5ForConditionalGeneration",
     "a name of the package first": "from hf_autoencoders import AutoencoderForImageClassification",
 }
 KNOWN = """
     import transformers
     from hf_autoencoders import VARIANTS
+    t5 = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 1}
+    small = {"image": {"hidden_sizes": (4,)}, "text": {"summarizer": t5, "reconstructor": t5}}
     for model_type, variant in VARIANTS.items():
-        config = transformers.AutoConfig.for_model(model_type, hidden_sizes=(4,))
+        config = transformers.AutoConfig.for_model(model_type, **small[variant.modality])
         assert type(config) is variant.config_class()
         assert type(transformers.AutoModel.from_config(config)) is variant.model_class()
         for auto_class, head in variant.head_classes().items():
             assert type(getattr(transformers, auto_class).from_config(config)) is head
+        if not variant.processor:
+            continue
         processors = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING[type(config)]
         assert variant.processor_class() in (
             processors.values() if isinstance(processors, dict) else processors

@@ -12,30 +12,44 @@ from hf_autoencoders import VARIANTS, publishing
 
 CHILD = """
 import torch
+INPUTS = ("pixel_values", "input_ids", "attention_mask")
 from pathlib import Path
 from PIL import Image
 from safetensors.torch import load_file
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 
 def check(folder, auto_class):
     expected = load_file(f"{folder}/expected.st")
-    pixels = expected.pop("pixel_values")
+    inputs = {name: expected.pop(name) for name in list(expected) if name in INPUTS}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     with torch.no_grad():
-        outputs = model(pixels, return_loss=False) if auto_class == "AutoModel" else model(pixels)
+        if "input_ids" in inputs:
+            outputs = {"summary_ids": model.generate(**inputs, num_words=3, num_beams=2)}
+            outputs["text_ids"] = model.reconstruct(outputs["summary_ids"])
+        else:
+            outputs = model(**inputs, return_loss=False) if auto_class == "AutoModel" else model(**inputs)
     for name, value in expected.items():
         assert torch.equal(outputs[name], value), (folder, name)
-    return model, pixels
+    return model, inputs
 
 for folder, auto_class in args["models"]:
-    model, pixels = check(folder, auto_class)
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    model, inputs = check(folder, auto_class)
     config = model.config
-    inputs = processor(Image.new("RGB", (40, 30), "white"), return_tensors="pt")
-    assert inputs["pixel_values"].shape[1:] == config.input_shape, inputs["pixel_values"].shape
+    if "input_ids" in inputs:
+        check(folder, "AutoModel")
+        processor_class = AutoTokenizer
+        processor = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        ids = processor(args["sentence"], return_tensors="pt").input_ids
+        assert ids.tolist() == [args["sentence_ids"]]
+        assert processor.decode(ids[0], skip_special_tokens=True) == args["sentence"]
+    else:
+        processor_class = AutoImageProcessor
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+        processed = processor(Image.new("RGB", (40, 30), "white"), return_tensors="pt")
+        assert processed["pixel_values"].shape[1:] == config.input_shape, processed["pixel_values"].shape
 
     # what came from there can be saved again, and is complete again
     again = folder + "-again"
@@ -43,14 +57,15 @@ for folder, auto_class in args["models"]:
     processor.save_pretrained(again)
     Path(again, "expected.st").write_bytes(Path(folder, "expected.st").read_bytes())
     check(again, auto_class)
-    AutoImageProcessor.from_pretrained(again, trust_remote_code=True)
+    processor_class.from_pretrained(again, trust_remote_code=True)
 
     # and it trains
     model.train()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    labels = {} if auto_class == "AutoModel" else {"labels": torch.zeros(len(pixels), dtype=torch.int64)}
+    if auto_class == "AutoModelForImageClassification":
+        inputs["labels"] = torch.zeros(len(inputs["pixel_values"]), dtype=torch.int64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loss = model(pixels, **labels).loss
+    loss = model(**inputs).loss
     loss.backward()
     optimizer.step()
     assert torch.isfinite(loss)
@@ -73,10 +88,14 @@ save_for_hub(model, folder + "-published")
 
 def models():
     """(name, Auto class, model) of every variant with each of its options, and of its heads."""
-    for name in tiny.NAMES:
+    for name in tiny.IMAGE_NAMES:
         yield name, "AutoModel", tiny.model(name)
+    for name in tiny.TEXT_NAMES:
+        yield name, "AutoModelForSeq2SeqLM", tiny.model(name)
     for variant in VARIANTS.values():
         for auto_class, model_class in variant.head_classes().items():
+            if model_class is variant.model_class():
+                continue
             yield f"{variant.name}-{auto_class}", auto_class, model_class(tiny.config(tiny.FIRST[variant.name])).eval()
 
 
@@ -86,22 +105,29 @@ def saved(tmp_path_factory, root):
     base = tmp_path_factory.mktemp("remote-code")
     folders = []
     for name, auto_class, model in models():
-        torch.manual_seed(0)
-        pixel_values = torch.rand(4, *model.config.input_shape)
+        inputs = {key: value for key, value in tiny.inputs(model.config).items() if key != "target_ids"}
         folder = base / name
         model.save_pretrained(folder)
         with torch.no_grad():
-            outputs = model(pixel_values, return_loss=False) if auto_class == "AutoModel" else model(pixel_values)
+            if "input_ids" in inputs:
+                tiny.tokenizer().save_pretrained(folder)
+                outputs = {"summary_ids": model.generate(**inputs, num_words=3, num_beams=2)}
+                outputs["text_ids"] = model.reconstruct(outputs["summary_ids"])
+            else:
+                outputs = model(**inputs, return_loss=False) if auto_class == "AutoModel" else model(**inputs)
         tensors = {name: value.clone() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-        save_file({"pixel_values": pixel_values, **tensors}, folder / "expected.st")
+        save_file({**inputs, **tensors}, folder / "expected.st")
         folders.append((str(folder), auto_class))
-    arguments = {"models": folders, "root": str(root)}
+    sentence = tiny.SENTENCES[0]
+    arguments = {"models": folders, "root": str(root), "sentence": sentence}
+    arguments["sentence_ids"] = tiny.tokenizer()(sentence).input_ids
     run_python(WITHOUT_PACKAGE + CHILD, base / "child", arguments=arguments)
     return base
 
 
 def test_loads_trains_and_saves_without_the_package(saved):
-    """Outputs equal bit for bit, by AutoConfig, AutoModel, every head's Auto class and AutoImageProcessor."""
+    """Outputs (of text models: summaries and what is restored from them) equal bit for bit, by AutoConfig, AutoModel,
+    every head's Auto class, AutoImageProcessor and AutoTokenizer."""
     assert {path.name for path in saved.glob("*-again")} == {f"{name}-again" for name, _, _ in models()}
 
 
@@ -115,7 +141,7 @@ def test_saved_again_is_complete(saved, name):
     ]
     folders = (saved / name, saved / f"{name}-again")
     first, again = (json.loads((folder / "config.json").read_text())["auto_map"] for folder in folders)
-    assert {**again, "AutoImageProcessor": first["AutoImageProcessor"]} == first
+    assert {**again, **{key: value for key, value in first.items() if key == "AutoImageProcessor"}} == first
 
 
 def test_foreign_classes_are_published(saved):

@@ -3,17 +3,39 @@
 A variant's own options stand here too, so that a new one is covered by every common check from its first day.
 """
 
+import functools
+
 import torch
 
 from hf_autoencoders import VARIANTS
+from hf_autoencoders.data.tokenizer import train_tokenizer
 
 MLP = {"architecture": "mlp", "image_size": 6, "hidden_sizes": (16,)}
 CONV = {"architecture": "conv", "image_size": 8, "hidden_sizes": (4, 8)}
 ODD = {"architecture": "conv", "image_size": (5, 7), "num_channels": 3, "hidden_sizes": (8,), "hidden_act": "gelu"}
 RESNET = {"architecture": "resnet", "image_size": (9, 6), "hidden_sizes": (4, 8), "num_residual_blocks": 1}
 
+VOCAB_SIZE = 320  # of the tokenizer below
+T5 = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0,
+}
+POINTER = {**T5, "copy_head": True, "countdown_size": 6}
+JUDGE = {"vocab_size": VOCAB_SIZE, "hidden_size": 8, "num_layers": 1}
+SUMMARIZER = {
+    "summarizer": {**POINTER, "default_words": 4},
+    "reconstructor": POINTER,
+    "max_summary_tokens": 6,
+    "max_source_tokens": 12,
+}
+
 # model_type -> name -> fields of the configuration. The first of each variant stands for it where one is enough; each
-# needs one with `architecture="resnet"`, which is the deep one.
+# variant of images needs one with `architecture="resnet"`, which is the deep one.
 FIELDS: dict[str, dict[str, dict]] = {
     "hfae_autoencoder": {
         "conv": {**CONV, "latent_size": 4},
@@ -46,11 +68,22 @@ FIELDS: dict[str, dict[str, dict]] = {
         "residual": {**CONV, "codebook_size": 8, "embedding_dim": 4, "num_codebooks": 3},
         "fsq": {**ODD, "quantizer": "fsq", "fsq_levels": (4, 3, 5)},
     },
+    "hfae_seq2seq2seq": {
+        "pointer": SUMMARIZER,
+        "plain": {**SUMMARIZER, "summarizer": T5, "reconstructor": {**T5, "d_model": 8}, "share_embeddings": False},
+        "wgan": {**SUMMARIZER, "discriminator": {**JUDGE, "kind": "wgan_gp"}},
+        "critic": {**SUMMARIZER, "discriminator": {**JUDGE, "kind": "critic"}, "estimator": "reinforce"},
+        "prior": {**SUMMARIZER, "discriminator": {**JUDGE, "kind": "language_model"}, "entropy_weight": 0.1},
+    },
 }
 
 VARIANT_NAMES = [variant.name for variant in VARIANTS.values()]
 NAMES = [f"{VARIANTS[model_type].name}-{name}" for model_type, rows in FIELDS.items() for name in rows]
 FIRST = {name.partition("-")[0]: name for name in reversed(NAMES)}  # variant -> its first name
+IMAGE_NAMES, TEXT_NAMES = (
+    [name for name in NAMES if VARIANTS[f"hfae_{name.partition('-')[0]}"].modality == modality]
+    for modality in ("image", "text")
+)
 
 
 def config(name: str, **fields):
@@ -76,10 +109,53 @@ def images(config, batch_size: int = 6, seed: int = 1) -> torch.Tensor:
     return (images * 255).round() / 255
 
 
+SENTENCES = (
+    "oil prices rose sharply on monday after the exporters agreed to cut output",
+    "the central bank left its interest rate where it was and said nothing more",
+    "a new method finds the shortest path through a maze of any number of rooms",
+    "exporters said that prices of oil would rise again if output was cut on monday",
+)
+
+
+@functools.cache
+def tokenizer():
+    """A tokenizer with `VOCAB_SIZE` tokens."""
+    return train_tokenizer(SENTENCES, VOCAB_SIZE, num_sentinels=2)
+
+
+def texts(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random rows of tokens, of different lengths: `input_ids` and `attention_mask`, and `target_ids` for a
+    discriminator."""
+    generator = torch.Generator().manual_seed(seed)
+    vocab_size = config.summarizer.vocab_size
+
+    def rows(length: int) -> torch.Tensor:
+        ids = torch.randint(3, vocab_size, (batch_size, length), generator=generator)
+        for row, end in enumerate(torch.randint(2, length, (batch_size,), generator=generator).tolist()):
+            ids[row, end], ids[row, end + 1 :] = 1, 0
+        ids[0] = torch.cat([ids[0, :1].expand(length - 1), ids.new_ones(1)])  # one of full length
+        return ids
+
+    input_ids = rows(9)
+    inputs = {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
+    return inputs | ({"target_ids": rows(5)} if config.discriminator.kind != "none" else {})
+
+
+def inputs(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    """What `forward` takes to go through the whole auto-encoder."""
+    if config.model_type == "hfae_seq2seq2seq":
+        return texts(config, batch_size, seed)
+    return {"pixel_values": images(config, batch_size, seed)}
+
+
 def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
-    """What `forward` needs to compute the same loss at every call in training mode, too: images, and noise by name."""
-    inputs = {"pixel_values": images(model.config, batch_size, seed)}
+    """What `forward` needs to compute the same loss at every call in training mode, too: inputs, and noise by name."""
+    batch = inputs(model.config, batch_size, seed)
+    generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "hfae_vae":
-        generator = torch.Generator().manual_seed(seed)
-        inputs["epsilon"] = torch.randn(batch_size, model.config.latent_size, generator=generator)
-    return inputs
+        batch["epsilon"] = torch.randn(batch_size, model.config.latent_size, generator=generator)
+    if model.config.model_type == "hfae_seq2seq2seq":
+        size = (batch_size, model.config.max_summary_tokens, VOCAB_SIZE)
+        batch["noise"] = torch.rand(size, generator=generator)
+        batch["dropout_noise"] = torch.rand(batch["input_ids"].shape, generator=generator)
+    return batch
