@@ -113,14 +113,14 @@ def from_pool(pairs: Sequence[Pair]) -> Callable[[np.random.Generator], Pair]:
     return lambda rng: tuple(_draw(pairs, rng))
 
 
-def pseudo_summaries(texts: Sequence[str], summaries: Sequence[str], max_words: int, seed: int) -> list[str]:
-    """For each text the words of it that look most like a summary (`BigramCompressor`), as many as a summary has that
-    is drawn from the pool, though at most `max_words` and two thirds of the text."""
+def pseudo_summaries(texts: Sequence[str], summaries: Sequence[str], max_words: int, seed: int, **search) -> list[str]:
+    """For each text the words of it that look most like a summary (`BigramCompressor`, with the options `search`), as
+    many as a summary has that is drawn from the pool, though at most `max_words` and two thirds of the text."""
     rng = np.random.default_rng([seed, len(texts)])
     lengths = np.array([len(summary.split()) for summary in summaries])
     wanted = np.minimum(rng.choice(lengths, len(texts)), max_words)
     most = [max(1, 2 * len(text.split()) // 3) for text in texts]
-    return BigramCompressor(texts, summaries).compress_all(texts, [int(n) for n in np.minimum(wanted, most)])
+    return BigramCompressor(texts, summaries, **search).compress_all(texts, [int(n) for n in np.minimum(wanted, most)])
 
 
 def back_translations(model, tokenizer, summaries: Sequence[str], seed: int, batch_size: int = 64) -> list[Pair]:

@@ -71,6 +71,8 @@ class Seq2Seq2SeqTrainingArguments:
     hidden_share: float = option(0.4, "Share: a real summary scattered over a similar text, and the summary.")
     similar_share: float = option(0.15, "Share: a text that has most words of a real summary, and the summary.")
     pseudo_share: float = option(0.45, "Share: a text and those words of it that look most like a summary.")
+    search_gap_penalty: float = option(0.8, "Search for such words: cost of each place where words are left out.")
+    search_position_penalty: float = option(0.03, "Search for such words: cost of a word for each word before it.")
     back_translation_share: float = option(
         0.0, "Share: what the reconstructor imagines for a real summary, and the summary; needs --model_name_or_path."
     )
@@ -147,7 +149,9 @@ def add_tasks(run: Seq2Seq2SeqRun) -> None:
     pseudo, translations = [], []
     if extra.pseudo_share or warm_start:
         most = max(1, run.config.max_summary_tokens // 2)
-        pseudo = run.cached("pseudo_summaries", lambda: pseudo_summaries(run.train, pools.summaries, most, seed))
+        search = {"gap_penalty": extra.search_gap_penalty, "position_penalty": extra.search_position_penalty}
+        make = lambda: pseudo_summaries(run.train, pools.summaries, most, seed, **search)  # noqa: E731
+        pseudo = run.cached("pseudo_summaries", make)
     if extra.back_translation_share:
         chosen = pools.summaries
         if len(chosen) > extra.max_back_translations:
