@@ -152,6 +152,74 @@ def _interpolate(arguments: argparse.Namespace) -> None:
     _save(interpolation_strip(images), arguments.output)
 
 
+def _summarize(arguments: argparse.Namespace) -> None:
+    from tqdm.auto import tqdm
+
+    from .pipelines import TextSummarizationPipeline
+
+    if arguments.input != "-" and not Path(arguments.input).is_file():
+        raise FileNotFoundError(f"no such file: {arguments.input}")
+    if arguments.output != "-" and Path(arguments.output).resolve() == Path(arguments.input).resolve():
+        raise Mistake(f"{arguments.output} is the input, too: choose another file with --output")
+    model, tokenizer = _load_summarizer(arguments)
+    with _mistakes():
+        summarize = TextSummarizationPipeline(
+            model=model,
+            tokenizer=tokenizer,
+            device=model.device,
+            num_words=arguments.num_words,
+            ratio=arguments.ratio,
+            num_beams=arguments.num_beams,
+            return_reconstruction=arguments.reconstruct,
+        )
+    total = None
+    if arguments.input != "-":
+        with open(arguments.input, "rb") as file:
+            total = sum(1 for _ in file)
+    done = truncated = 0
+    with contextlib.ExitStack() as stack:
+        source = sys.stdin.buffer if arguments.input == "-" else stack.enter_context(open(arguments.input, "rb"))
+        output = sys.stdout
+        if arguments.output != "-":
+            Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(open(arguments.output, "w", encoding="utf-8"))
+        bar = stack.enter_context(tqdm(total=total, unit="line", disable=not _progress(arguments), leave=False))
+        try:
+            for lines in _line_batches(source, arguments):
+                texts = [line for line in lines if line.strip()]
+                results = iter(summarize(texts, batch_size=arguments.batch_size) if texts else ())
+                for line in lines:
+                    result = next(results) if line.strip() else {"summary_text": ""}
+                    truncated += "truncated" in result
+                    columns = [result["summary_text"], *filter(None, [result.get("reconstruction_text")])]
+                    output.write("\t".join(columns) + "\n")
+                output.flush()  # whatever happens next, these are there
+                done += len(lines)
+                bar.update(len(lines))
+        finally:
+            bar.close()
+            where = "" if arguments.output == "-" else f" written to {arguments.output}"
+            cut = f"; {truncated} of them longer than {model.config.max_source_tokens} tokens and cut there"
+            print(f"{done} lines{where}{cut if truncated else ''}", file=sys.stderr)
+
+
+def _line_batches(source, arguments: argparse.Namespace):
+    """Lines of a binary file, so many at once as are not blank, with the blank ones between them."""
+    lines, texts = [], 0
+    for number, raw in enumerate(source, 1):
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise Mistake(f"{arguments.input}: line {number} is not UTF-8 text: {error}") from error
+        lines.append(line)
+        texts += bool(line.strip())
+        if texts == arguments.batch_size:
+            yield lines
+            lines, texts = [], 0
+    if lines:
+        yield lines
+
+
 def _publish(arguments: argparse.Namespace) -> None:
     from .publishing import push_folder
 
@@ -190,9 +258,43 @@ def _variants(arguments: argparse.Namespace) -> None:
 
 
 def _load_model(arguments: argparse.Namespace):
-    """The model, ready to be used, and its image processor."""
-    import torch
+    """An image model, ready to be used, and its image processor."""
     from transformers import AutoImageProcessor, AutoModel
+
+    def is_right(model) -> bool:
+        return all(hasattr(model, name) for name in ("encode", "decode")) and hasattr(model.config, "latent_shape")
+
+    name = arguments.model
+    model = _load_weights(arguments, AutoModel, is_right, "an image auto-encoder")
+    with _mistakes(f"cannot load the image processor of {name}: "):
+        try:
+            processor = AutoImageProcessor.from_pretrained(name, **_source(arguments))
+        except OSError:  # saved without one: what fits the configuration is known
+            from .models.image_processing_autoencoder import AutoencoderImageProcessor
+
+            processor = AutoencoderImageProcessor.for_model(model.config)
+    return model, processor
+
+
+def _load_summarizer(arguments: argparse.Namespace):
+    """A summarizer, ready to be used, and its tokenizer."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    def is_right(model) -> bool:
+        return all(hasattr(model, name) for name in ("generate", "reconstruct"))
+
+    model = _load_weights(arguments, AutoModelForSeq2SeqLM, is_right, "a summarizer of this package")
+    with _mistakes(f"cannot load the tokenizer of {arguments.model}: "):
+        return model, AutoTokenizer.from_pretrained(arguments.model, **_source(arguments))
+
+
+def _source(arguments: argparse.Namespace) -> dict:
+    return {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
+
+
+def _load_weights(arguments: argparse.Namespace, auto_class, is_right, expected: str):
+    """The model that `auto_class` finds, complete and in evaluation mode on the device asked for."""
+    import torch
     from transformers.utils import logging
 
     if not _progress(arguments):
@@ -200,11 +302,10 @@ def _load_model(arguments: argparse.Namespace):
     name = arguments.model
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"no such folder: {name}")
-    source = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
     with _mistakes(f"cannot load {name}: "):
-        model, loading = AutoModel.from_pretrained(name, output_loading_info=True, **source)
-    if not all(hasattr(model, name) for name in ("encode", "decode")) or not hasattr(model.config, "latent_shape"):
-        raise Mistake(f"{name} holds a {type(model).__name__}: expected an image auto-encoder")
+        model, loading = auto_class.from_pretrained(name, output_loading_info=True, **_source(arguments))
+    if not is_right(model):
+        raise Mistake(f"{name} holds a {type(model).__name__}: expected {expected}")
     if missing := sorted(loading["missing_keys"]):
         raise Mistake(
             f"{name} lacks {len(missing)} of the weights of {type(model).__name__}, for example {missing[0]}: "
@@ -215,17 +316,9 @@ def _load_model(arguments: argparse.Namespace):
         raise Mistake(f"{name}: {len(broken)} of the weights hold NaN or infinite values, for example {broken[0]}")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = model.eval().to(device)
+        return model.eval().to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise Mistake(f"device {device!r} cannot be used: {error}") from error
-    with _mistakes(f"cannot load the image processor of {name}: "):
-        try:
-            processor = AutoImageProcessor.from_pretrained(name, **source)
-        except OSError:  # saved without one: what fits the configuration is known
-            from .models.image_processing_autoencoder import AutoencoderImageProcessor
-
-            processor = AutoencoderImageProcessor.for_model(model.config)
-    return model, processor
 
 
 def _training_of(arguments: argparse.Namespace) -> dict:
@@ -411,6 +504,10 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _ratio(text: str) -> float:
+    return 1.0 if text in ("1", "1.0") else _fraction(text)
+
+
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -453,8 +550,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return sub
 
-    def model(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("model", metavar="MODEL", help="folder or model id on the Hub")
+    def model(sub: argparse.ArgumentParser, flag: bool = False) -> None:
+        name = {"dest": "model", "required": True} if flag else {}
+        sub.add_argument("--model" if flag else "model", metavar="MODEL", help="folder or model id on the Hub", **name)
         options = sub.add_argument_group("model")
         options.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
         options.add_argument(
@@ -483,8 +581,8 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images")
         batch_size(sub)
 
-    def batch_size(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--batch_size", type=_whole_number, default=BATCH_SIZE, help="images at once")
+    def batch_size(sub: argparse.ArgumentParser, default: int = BATCH_SIZE, unit: str = "images") -> None:
+        sub.add_argument("--batch_size", type=_whole_number, default=default, help=f"{unit} at once")
 
     def output(sub: argparse.ArgumentParser, default: str | None, help: str) -> None:
         sub.add_argument("-o", "--output", default=default, required=default is None, metavar="PATH", help=help)
@@ -544,6 +642,25 @@ def _parser() -> argparse.ArgumentParser:
     interpolate.add_argument("--steps", type=_whole_number, default=12, help="images, both ends included")
     interpolate.add_argument("--mode", choices=("linear", "spherical"), default="linear", help="path in latent space")
     output(interpolate, "interpolation.png", "picture")
+
+    summarize = verb(
+        "summarize",
+        _summarize,
+        "write a short version of every line of a text file",
+        "Line by line, blank lines stay blank. Results are written as they come, so nothing is lost when it is "
+        "interrupted.",
+    )
+    summarize.add_argument("input", metavar="INPUT", help="text file, UTF-8; - for standard input")
+    model(summarize, flag=True)
+    length = summarize.add_mutually_exclusive_group()
+    length.add_argument("--num_words", type=_whole_number, metavar="N", help="write exactly so many words")
+    length.add_argument("--ratio", type=_ratio, metavar="R", help="write this share of the words of the line")
+    summarize.add_argument("--num_beams", type=_whole_number, default=4, metavar="N", help="of the search; 1 is greedy")
+    summarize.add_argument(
+        "--reconstruct", action="store_true", help="after a tab, also what the model makes of the summary alone"
+    )
+    batch_size(summarize, 32, "lines")
+    output(summarize, None, "text file with as many lines; - for standard output")
 
     publish = verb("publish", _publish, "upload a model folder, with its card and code, to the Hub")
     publish.add_argument("folder", metavar="FOLDER", help="what a training run or save_for_hub wrote")

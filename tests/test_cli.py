@@ -1,6 +1,7 @@
 """The command line as a user meets it: verbs, outputs, and one line for every mistake."""
 
 import inspect
+import io
 import json
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from transformers import pipeline
 
 import hf_autoencoders
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
@@ -189,6 +192,89 @@ def test_sample_and_interpolate_draw_pictures(folders, digit_files, tmp_path, ca
     strip = str(tmp_path / "strip.png")
     run(capsys, "interpolate", folders["vae"], *digit_files[:2], "-o", strip, "--steps", "5", "--mode", "spherical")
     assert Image.open(strip).width > 5 * 64
+
+
+@pytest.fixture(scope="module")
+def summarizer(tmp_path_factory):
+    """Folder of a tiny summarizer, to which every token is a word, with its tokenizer; texts are cut at 80 tokens."""
+    folder = tmp_path_factory.mktemp("summarizer")
+    tiny.model("seq2seq2seq-pointer", max_source_tokens=80).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def by_pipeline(summarizer, lines, **options):
+    summarize = pipeline("text-summarization", model=summarizer, device="cpu", **options)
+    return [summarize(line)[0] if line.strip() else {"summary_text": ""} for line in lines]
+
+
+def test_summarize_writes_a_line_for_each_line(summarizer, tmp_path, capsys):
+    lines = [*tiny.SENTENCES[:2], "", tiny.SENTENCES[2], "  ", " ".join(tiny.SENTENCES)]
+    (tmp_path / "in.txt").write_text("\r\n".join(lines), encoding="utf-8")  # no end of line after the last
+    argv = ["summarize", str(tmp_path / "in.txt"), "--model", summarizer, "-o"]
+    assert cli.main([*argv, str(tmp_path / "a" / "out.txt"), "--num_words", "3", "--batch_size", "2"]) == 0
+    told = capsys.readouterr().err
+    assert f"6 lines written to {tmp_path}/a/out.txt; 1 of them longer than 80 tokens and cut there" in told
+    expected = [result["summary_text"] for result in by_pipeline(summarizer, lines, num_words=3)]
+    assert (tmp_path / "a" / "out.txt").read_text("utf-8") == "\n".join(expected) + "\n"
+    printed = run(capsys, *argv, "-", "--ratio", "0.25", "--num_beams", "1", "--reconstruct")
+    options = {"ratio": 0.25, "num_beams": 1, "return_reconstruction": True}
+    for line, result in zip(printed.splitlines(), by_pipeline(summarizer, lines, **options), strict=True):
+        assert line == "\t".join([result["summary_text"], *filter(None, [result.get("reconstruction_text")])])
+
+
+def test_summarize_reads_standard_input(summarizer, capsys, monkeypatch):
+    source = io.TextIOWrapper(io.BytesIO(f"{tiny.SENTENCES[0]}\n\n".encode()))
+    monkeypatch.setattr(sys, "stdin", source)
+    printed = run(capsys, "summarize", "-", "--model", summarizer, "-o", "-", "--num_words", "2")
+    assert printed == by_pipeline(summarizer, tiny.SENTENCES[:1], num_words=2)[0]["summary_text"] + "\n\n"
+
+
+def test_what_was_summarized_before_an_interrupt_is_there(summarizer, tmp_path, capsys, monkeypatch):
+    from hf_autoencoders.pipelines import TextSummarizationPipeline
+
+    (tmp_path / "in.txt").write_text("\n".join(tiny.SENTENCES))
+    calls, original = [], TextSummarizationPipeline.__call__
+
+    def interrupted(self, texts, **options):
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, texts, **options)
+
+    monkeypatch.setattr(TextSummarizationPipeline, "__call__", interrupted)
+    argv = ["summarize", str(tmp_path / "in.txt"), "--model", summarizer, "-o", str(tmp_path / "out.txt")]
+    assert cli.main([*argv, "--batch_size", "3", "--num_words", "3"]) == 130
+    told = capsys.readouterr().err
+    assert f"3 lines written to {tmp_path}/out.txt" in told and "interrupted" in told
+    monkeypatch.undo()
+    expected = by_pipeline(summarizer, tiny.SENTENCES[:3], num_words=3)
+    assert (tmp_path / "out.txt").read_text().splitlines() == [result["summary_text"] for result in expected]
+
+
+def test_mistakes_of_summarize_are_told(summarizer, folders, tmp_path, capsys):
+    file = tmp_path / "in.txt"
+    file.write_text("good\n")
+    output = ["-o", str(tmp_path / "out.txt")]
+    assert "no such file" in fail(capsys, "summarize", str(tmp_path / "gone"), "--model", summarizer, *output)
+    assert "is the input, too" in fail(capsys, "summarize", str(file), "--model", summarizer, "-o", str(file))
+    assert f"cannot load {folders['vae']}" in fail(capsys, "summarize", str(file), "--model", folders["vae"], *output)
+    message = fail(capsys, "sample", summarizer)
+    assert "holds a Seq2Seq2SeqForConditionalGeneration: expected an image auto-encoder" in message
+    assert not (tmp_path / "out.txt").exists() and file.read_text() == "good\n"
+    file.write_bytes(b"good\n\xff\xfe\n")
+    assert "line 2 is not UTF-8" in fail_after(capsys, "summarize", str(file), "--model", summarizer, *output)
+    smaller = {part: {**tiny.POINTER, "vocab_size": 300} for part in ("summarizer", "reconstructor")}
+    tiny.model("seq2seq2seq-pointer", **smaller).save_pretrained(tmp_path / "other")
+    tiny.tokenizer().save_pretrained(tmp_path / "other")
+    message = fail(capsys, "summarize", str(file), "--model", str(tmp_path / "other"), *output)
+    assert "the tokenizer has 320 tokens, but the model 300" in message
+
+
+def fail_after(capsys, *argv: str) -> str:
+    """What a command says that fails after it has begun to write."""
+    assert cli.main([*argv]) == 2
+    return capsys.readouterr().err
 
 
 def test_variants_lists_the_registry(capsys):
