@@ -48,7 +48,7 @@ class HandT5(nn.Module):
         self.copy_head, self.countdown = part.copy_head, part.countdown
         self.word_starts, self.width = part.word_starts, part.config.d_model
 
-    def decode(self, states, mask, source, decoder_ids, remaining=None, cache=None):
+    def decode(self, states, mask, source, decoder_ids, remaining=None, cache=None, labels=None):
         inputs = self.shared(decoder_ids)
         if self.countdown is not None:
             inputs = inputs + self.countdown(remaining.clamp(0, self.countdown.num_embeddings - 1))
@@ -61,15 +61,15 @@ class HandT5(nn.Module):
         ).last_hidden_state
         logits = hidden * self.width**-0.5 @ self.shared.weight.T
         begins = source @ self.word_starts.float() if source.ndim == 3 else self.word_starts[source]
-        return self.copy_head(hidden, inputs, states, mask, source, begins, decoder_ids, logits)
+        attention, gate = self.copy_head(hidden, inputs, states, mask, source, begins, decoder_ids)
+        if labels is None:
+            return self.copy_head.log_mixture(attention, gate, source, logits)
+        nats = self.copy_head.label_nats(attention, gate, source, logits, labels.clamp_min(0))
+        return (nats * (labels >= 0)).sum() / (labels >= 0).sum()
 
 
 def shifted(ids):
     return F.pad(ids.clamp_min(0)[:, :-1], (1, 0))
-
-
-def cross_entropy(log_probs, labels):
-    return F.nll_loss(log_probs.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
 class HandLoop:
@@ -93,8 +93,8 @@ class HandLoop:
         states = reader.encoder(inputs_embeds=embeds, attention_mask=source_mask).last_hidden_state
         drop = hidden[:, : ids.shape[1]] < self.dropout
         drop[:, 0] = False
-        log_probs = reader.decode(states, source_mask, source, shifted(ids).masked_fill(drop, 2))
-        return cross_entropy(log_probs, ids.masked_fill(mask == 0, -100))
+        labels = ids.masked_fill(mask == 0, -100)
+        return reader.decode(states, source_mask, source, shifted(ids).masked_fill(drop, 2), labels=labels)
 
     def write(self, pairs):
         ids, mask, labels = pairs["input_ids"], pairs["attention_mask"], pairs["labels"]
@@ -102,7 +102,7 @@ class HandLoop:
         begun = writer.word_starts[decoder_ids].long()
         words = (writer.word_starts[labels.clamp_min(0)] & (labels >= 0)).sum(1, keepdim=True)
         states = writer.encoder(ids, attention_mask=mask).last_hidden_state
-        return cross_entropy(writer.decode(states, mask, ids, decoder_ids, words - begun.cumsum(1)), labels)
+        return writer.decode(states, mask, ids, decoder_ids, words - begun.cumsum(1), labels=labels)
 
     def forbidden(self, remaining, first):
         starts, more = self.summarizer.word_starts, (remaining > 0)[..., None]

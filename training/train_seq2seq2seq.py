@@ -185,8 +185,7 @@ def warm_start_losses(run: Seq2Seq2SeqRun, batch: TextBatch) -> dict[str, torch.
     }
     if batch.summaries:
         terms["language_model_loss"] = shares["summaries"] * model(**batch.summaries).loss
-    terms["loss"] = sum(terms.values())
-    return terms | {"reconstruction_accuracy": shares["restored"] * restored.reconstruction_accuracy}
+    return terms | {"loss": sum(terms.values())}
 
 
 def autoencoder_losses(run: Seq2Seq2SeqRun, batch: TextBatch) -> dict[str, torch.Tensor]:

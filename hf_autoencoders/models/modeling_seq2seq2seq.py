@@ -364,18 +364,20 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         if soft is not None:
             weight = self.reconstructor.shared.weight
             source = {"inputs_embeds": soft.to(weight.dtype) @ weight, "decoder_source_ids": soft}
-        logits = self.reconstructor(
-            **source, attention_mask=summary_mask, decoder_input_ids=decoder_inputs, return_dict=True
-        ).logits
-        log_probs = self.reconstructor.log_probs(logits)
-        nats = -log_probs.gather(-1, input_ids[..., None])[..., 0]
-        right = (logits.argmax(-1) == input_ids).float()
-        terms = {
-            "reconstruction_logits": logits,
-            "reconstruction_loss": masked_mean(nats, attention_mask),
-            "reconstruction_accuracy": masked_mean(right, attention_mask).detach(),
-        }
-        return terms, (nats * attention_mask).sum(1) / attention_mask.sum(1)
+        output = self.reconstructor(
+            **source,
+            attention_mask=summary_mask,
+            decoder_input_ids=decoder_inputs,
+            labels=input_ids.masked_fill(attention_mask == 0, -100),
+            return_dict=True,
+        )
+        nats, logits = output.nats, output.logits
+        terms = {"reconstruction_loss": output.loss}
+        if logits is not None:
+            right = logits.argmax(-1) == input_ids
+            terms["reconstruction_logits"] = logits
+            terms["reconstruction_accuracy"] = masked_mean(right, attention_mask)
+        return terms, nats.sum(1) / attention_mask.sum(1)
 
     @torch.no_grad()
     def _sample(self, states, attention_mask, input_ids, num_words, gumbel) -> torch.Tensor:

@@ -7,6 +7,7 @@ Shapes: `latents` is `(batch_size, latent_size)` for models with a latent vector
 from dataclasses import dataclass
 
 import torch
+from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils import ModelOutput
 
 
@@ -127,6 +128,19 @@ class VQVAEOutput(ModelOutput):
 
 
 @dataclass
+class PointerT5Output(Seq2SeqLMOutput):
+    """
+    `Seq2SeqLMOutput`, and
+
+    Args:
+        nats (`torch.FloatTensor` of shape `(batch_size, target_length)`, *optional*): minus the log-probability of each
+            label, 0 where there is none.
+    """
+
+    nats: torch.FloatTensor | None = None
+
+
+@dataclass
 class SummaryEncoderOutput(ModelOutput):
     """
     Args:
@@ -146,10 +160,11 @@ class Seq2Seq2SeqOutput(ModelOutput):
         latents (`torch.FloatTensor` of shape `(batch_size, length, hidden_size)`): the sampled summary, embedded.
         codes (`torch.LongTensor` of shape `(batch_size, length)`): its token ids, 0 after its end.
         reconstruction_logits (`torch.FloatTensor` of shape `(batch_size, source_length, vocab_size)`): of the text, by
-            teacher forcing.
+            teacher forcing; not in training mode where there is a copy head.
         loss (`torch.FloatTensor` of shape `()`, *optional*): the sum of all terms times their weights.
         reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): nats per token of the text.
-        reconstruction_accuracy (`torch.FloatTensor` of shape `()`, *optional*): share of tokens guessed right.
+        reconstruction_accuracy (`torch.FloatTensor` of shape `()`, *optional*): share of tokens guessed right; present
+            where `reconstruction_logits` are.
         adversarial_loss (`torch.FloatTensor` of shape `()`, *optional*): how little the discriminator believes.
         prior_loss (`torch.FloatTensor` of shape `()`, *optional*): KL(summarizer || language model), nats per token.
         policy_loss (`torch.FloatTensor` of shape `()`, *optional*): the score-function estimator's surrogate.

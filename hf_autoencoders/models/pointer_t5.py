@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LogitsProcessor, LogitsProcessorList, T5ForConditionalGeneration
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_seq2seq2seq import PointerT5Config
+from .outputs import PointerT5Output
 
 
 class CopyHead(nn.Module):
@@ -60,8 +61,9 @@ class CopyHead(nn.Module):
         jumps = F.conv1d(rows, kernel).view(after.shape) * begins
         return jumps + after * (begins * jump[0] + (1 - begins) * stay)
 
-    def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last_tokens, logits):
-        """Log-probabilities of the mixture, float32 `(batch_size, length, vocab_size)`.
+    def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last_tokens):
+        """Where it points `(batch_size, length, source_length)`, and how far to trust that `(batch_size, length, 1)`;
+        float32.
 
         Args:
             states, inputs (`(batch_size, length, size)`): output of the decoder, and its embedded inputs.
@@ -70,7 +72,6 @@ class CopyHead(nn.Module):
             source_tokens: ids `(batch_size, source_length)`, or soft tokens `(batch_size, source_length, vocab_size)`.
             begins (`(batch_size, source_length)`): 1 at tokens that begin a word.
             last_tokens (`(batch_size, length)`): ids of the decoder's inputs, or None if they are not known.
-            logits (`(batch_size, length, vocab_size)`): of the vocabulary.
         """
         scores = self.query(states) @ self.key(source_states).transpose(1, 2) * states.shape[-1] ** -0.5
         scores, absent = scores.float(), source_mask[:, None, :] == 0
@@ -80,13 +81,33 @@ class CopyHead(nn.Module):
         attention = scores.masked_fill(absent, -1e9).softmax(-1)
         context = attention.to(source_states.dtype) @ source_states
         gate = self.gate(torch.cat([states, context, inputs.to(states.dtype)], dim=-1)).float().sigmoid()
+        return attention, gate
+
+    @staticmethod
+    def log_mixture(attention, gate, source_tokens, logits) -> torch.Tensor:
+        """Log-probabilities of all tokens, float32 `(batch_size, length, vocab_size)`, from those of the vocabulary
+        (`logits`) and the tokens pointed at."""
         generated = (1 - gate) * logits.float().softmax(-1)
         if source_tokens.ndim == 3:
             mixture = generated + (gate * attention) @ source_tokens.float()
         else:
-            index = source_tokens[:, None, :].expand(-1, states.shape[1], -1)
+            index = source_tokens[:, None, :].expand(-1, attention.shape[1], -1)
             mixture = generated.scatter_add(-1, index, gate * attention)
         return mixture.clamp_min(1e-9).log()
+
+    @staticmethod
+    def label_nats(attention, gate, source_tokens, logits, labels) -> torch.Tensor:
+        """Minus the log-probability of each label `(batch_size, length)` alone, which takes half the time of all."""
+        flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+        if source_tokens.ndim == 3:
+            index = labels[:, None, :].expand(-1, source_tokens.shape[1], -1)
+            is_label = source_tokens.float().gather(-1, index).transpose(1, 2)
+        else:
+            is_label = labels[:, :, None] == source_tokens[:, None, :]
+        copied = (attention * is_label).sum(-1)
+        gate = gate[..., 0]
+        probability = (1 - gate) * (-flat.view_as(labels)).exp() + gate * copied
+        return -probability.clamp_min(1e-9).log()
 
 
 class WordBudget(LogitsProcessor):
@@ -138,7 +159,7 @@ def forbidden_tokens(
 class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
     """A T5 with, by its configuration, a copy head and a countdown of words. Without both it computes what T5 does.
 
-    `logits` are log-probabilities where there is a copy head.
+    Where there is a copy head, `logits` are log-probabilities; with `labels`, in training mode, they are not computed.
     """
 
     config_class = PointerT5Config
@@ -221,7 +242,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
         decoder_num_words: torch.LongTensor | None = None,
         decoder_remaining_words: torch.LongTensor | None = None,
         **kwargs,
-    ) -> Seq2SeqLMOutput:
+    ) -> PointerT5Output:
         r"""
         As of `T5ForConditionalGeneration`, and
 
@@ -279,9 +300,8 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 )
             if attention_mask is None:
                 attention_mask = torch.ones_like(source_states[..., 0], dtype=torch.long)
-            soft = source.ndim == 3
-            begins = source.float() @ self.word_starts.float() if soft else self.word_starts[source]
-            logits = self.copy_head(
+            begins = source.float() @ self.word_starts.float() if source.ndim == 3 else self.word_starts[source]
+            attention, gate = self.copy_head(
                 outputs.last_hidden_state,
                 decoder_inputs_embeds,
                 source_states,
@@ -289,12 +309,21 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 source,
                 begins,
                 decoder_input_ids,
-                logits,
             )
-        loss = None
+        loss = nats = None
         if labels is not None:
-            loss = F.nll_loss(self.log_probs(logits).flatten(0, 1), labels.flatten(), ignore_index=-100)
-        result = Seq2SeqLMOutput(
+            known = labels.clamp_min(0)
+            if self.copy_head is not None:
+                nats = self.copy_head.label_nats(attention, gate, source, logits, known)
+            else:
+                nats = F.cross_entropy(logits.float().flatten(0, 1), known.flatten(), reduction="none")
+                nats = nats.view_as(known)
+            nats = nats.masked_fill(labels < 0, 0.0)
+            loss = nats.sum() / (labels >= 0).sum()
+        if self.copy_head is not None:
+            training = self.training and labels is not None
+            logits = None if training else self.copy_head.log_mixture(attention, gate, source, logits)
+        result = PointerT5Output(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -304,6 +333,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             encoder_last_hidden_state=source_states,
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
+            nats=nats,
         )
         return result if return_dict else result.to_tuple()
 
