@@ -135,6 +135,15 @@ def back_translations(model, tokenizer, summaries: Sequence[str], seed: int, bat
     return [pair for pair in zip(texts, summaries, strict=True) if pair[0].strip()]
 
 
+def token_counts(tokenizer, pool: Sequence[str]) -> torch.Tensor:
+    """How often each token occurs in a pool, float32 `(len(tokenizer),)`."""
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for start in range(0, len(pool), 4096):
+        ids = tokenizer(list(pool[start : start + 4096])).input_ids
+        counts += np.bincount(np.concatenate(ids), minlength=len(counts))
+    return torch.from_numpy(counts).float()
+
+
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -344,6 +353,10 @@ class TextTrainingRun(TrainingRun):
             raise TrainingError(
                 f"the tokenizer ({len(self.tokenizer)} tokens) is not the one that the model of "
                 f"{self.options.model_name_or_path} was trained with: leave --tokenizer_name_or_path out"
+            )
+        if summarizer.copy_head is not None and not self.options.model_name_or_path:
+            self.network.set_salience(
+                *(token_counts(self.tokenizer, pool) for pool in (self.pools.texts, self.pools.summaries))
             )
 
     def _corpus_settings(self) -> dict[str, Any]:

@@ -118,19 +118,39 @@ def test_copying_goes_on_where_the_last_token_stands():
     head = tiny().summarizer.copy_head
     source = torch.tensor([[12, 5, 6, 13, 14, 12, 7]])  # three words begin: 12 5 6, 13, 14 and 12 7
     begins = WORD_STARTS[source]
+    last, previous = torch.tensor([[0, 12, 6, 13, 29, 12]]), torch.tensor([[-1, 0, 5, 6, 3, 14]])
     with torch.no_grad():
-        places = head.places(torch.tensor([[0, 12, 6, 13, 29]]), source, begins)[0]
+        places = head.places(last, previous, source, begins)[0]
         jump, stay = head.jump.softmax(0), head.stay.sigmoid()
-    expected = torch.zeros(5, 7)
+    expected = torch.zeros(6, 7)
     expected[0] = jump[:7] * begins[0]  # the start: any beginning of a word
-    expected[1, 1] = expected[1, 6] = stay / 2  # 12 stands twice; the rest of a word is likelier than to leave it
-    expected[1, 3:6] = (1 - stay) / 2 * jump[2:5]
+    first = 31 / 32  # 12 stands twice, the first time with the start before it as before the last token
+    expected[1, 1], expected[1, 6] = stay * first, stay / 32
+    expected[1, 3:6] = (1 - stay) * first * jump[2:5]
     expected[2, 3:6] = jump[:3]
     expected[3, 4:6] = jump[:2]
+    expected[5, 1], expected[5, 6] = stay / 32, stay * first  # after 14 it is the other 12
+    expected[5, 3:6] = (1 - stay) / 32 * jump[2:5]
     torch.testing.assert_close(places, expected)  # and nothing where the last token is not in the source
     soft = F.one_hot(source, VOCAB).float()
-    by_rows = head.places(torch.tensor([[0, 12, 6, 13, 29]]), soft, begins)[0]
-    torch.testing.assert_close(by_rows, expected)
+    torch.testing.assert_close(head.places(last, previous, soft, begins)[0], expected)
+
+
+def test_salience_is_the_log_odds_of_the_pools():
+    model = tiny()
+    texts_counts, summary_counts = torch.full((VOCAB,), 100.0), torch.full((VOCAB,), 10.0)
+    summary_counts[12], summary_counts[13] = 80.0, 0.0
+    model.set_salience(texts_counts, summary_counts)
+    salience = model.summarizer.copy_head.salience
+    share = summary_counts.sum() / texts_counts.sum()
+    expected = torch.log(((summary_counts + share) / summary_counts.sum()) / ((texts_counts + 1) / texts_counts.sum()))
+    torch.testing.assert_close(salience.detach(), expected.clamp(-4, 4))
+    assert salience[12] > salience[14] > salience[13]
+    ids, mask = texts()
+    before = model(ids, mask, decoder_input_ids=ids[:, :1] * 0).logits
+    with torch.no_grad():
+        salience[ids[0, 0]] += 3
+    assert WORD_STARTS[ids[0, 0]] == (model(ids, mask, decoder_input_ids=ids[:, :1] * 0).logits != before)[0].any()
 
 
 @pytest.mark.parametrize("beams", [1, 3])

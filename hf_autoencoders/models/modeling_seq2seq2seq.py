@@ -167,6 +167,23 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         for part in (self.summarizer, self.reconstructor):
             part.word_starts.copy_(starts)
 
+    @torch.no_grad()
+    def set_salience(self, text_counts: torch.Tensor, summary_counts: torch.Tensor) -> None:
+        """Let the copy head begin with what the two pools say of each token: the log of how much commoner it is in
+        summaries than in texts, within 4 nats. Training goes on from there.
+
+        Args:
+            text_counts, summary_counts (`(vocab_size,)`): how often each token occurs in each pool.
+
+        Raises:
+            ValueError: the summarizer has no copy head.
+        """
+        if self.summarizer.copy_head is None:
+            raise ValueError("set_salience is for summarizers with a copy head")
+        ratio = summary_counts.sum() / text_counts.sum()
+        odds = (summary_counts + ratio.clamp_max(1.0)) / (text_counts + (1 / ratio).clamp_max(1.0))
+        self.summarizer.copy_head.salience.copy_((odds / ratio).log().clamp(-4, 4))
+
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
         """As of `PreTrainedModel`; all parts are resized. New tokens begin a word."""
         result = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
@@ -179,6 +196,10 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
             part.config.vocab_size = size
             added = part.word_starts.new_ones(max(0, size - len(part.word_starts)))
             part.word_starts = torch.cat([part.word_starts, added])[:size]
+            if part.copy_head is not None:
+                salience = part.copy_head.salience
+                added = salience.new_zeros(max(0, size - len(salience)))
+                part.copy_head.salience = nn.Parameter(torch.cat([salience.data, added])[:size])
         self.config.discriminator.vocab_size = size
         if self.discriminator is not None:
             judge = self.discriminator
@@ -389,6 +410,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         ends = summarizer.eos_token_ids
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         token = torch.full_like(input_ids[:, :1], self.config.decoder_start_token_id)
+        previous = torch.full_like(token, -1)
         remaining, done, written = num_words, torch.zeros_like(num_words, dtype=torch.bool), []
         for step in range(self.config.max_summary_tokens):
             scores = summarizer(
@@ -397,6 +419,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
                 decoder_input_ids=token,
                 decoder_source_ids=input_ids,
                 decoder_remaining_words=remaining[:, None],
+                decoder_previous_ids=previous,
                 past_key_values=cache,
                 use_cache=True,
                 return_dict=True,
@@ -406,7 +429,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
             scores = scores.masked_fill(forbidden, -torch.inf)
             if gumbel is not None:
                 scores = scores + gumbel[:, step]
-            token = scores.argmax(-1).masked_fill(done, self.config.pad_token_id)
+            previous, token = token, scores.argmax(-1).masked_fill(done, self.config.pad_token_id)
             remaining = remaining - (starts[token] & ~done).long()
             written.append(token)
             done = done | torch.isin(token, token.new_tensor(ends))

@@ -17,16 +17,19 @@ from .outputs import PointerT5Output
 class CopyHead(nn.Module):
     """Mixes the distribution over the vocabulary with one over the tokens of the source (See et al. 2017).
 
-    The attention that points at the source is a product of two: one of content, and one of place. The latter looks
-    where in the source the last token stands and expects to go on from there, over the rest of a word or with a jump
-    to the beginning of another; how likely each length of a jump is, is learned. (Transformers learn the first of it by
-    themselves, as "induction heads", Olsson et al. 2022, but a small one needs ten times the examples for it.)
+    The attention that points at the source is a product of three: of content, of place, and of words. The second looks
+    where in the source the last tokens stand and expects to go on from there, over the rest of a word or with a jump to
+    the beginning of another; how likely each length of a jump is, is learned. (Transformers learn the first of it by
+    themselves, as "induction heads", Olsson et al. 2022, but a small one needs ten times the examples for it.) The
+    third is a number for each token that begins a word, `salience`, which may begin as a statistic of the corpus.
     """
 
     MAX_JUMP = 24  # tokens
+    PAIR_WEIGHT = 30.0  # of a place where the last two tokens stand, against one where only the last does
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, vocab_size: int):
         super().__init__()
+        self.salience = nn.Parameter(torch.empty(vocab_size))
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
         self.gate = nn.Linear(3 * size, 1)
@@ -40,19 +43,29 @@ class CopyHead(nn.Module):
             "jump": -0.15 * torch.arange(self.MAX_JUMP),
             "stay": torch.tensor(1.5),
             "place_weight": torch.tensor(1.0),
+            "salience": torch.zeros_like(self.salience),
         }
 
-    def places(self, last_tokens: torch.Tensor, source_tokens: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-        """How likely each place of the source comes next, by where the last token stands `(batch_size, length,
-        source_length)`. All 0 where it stands nowhere."""
+    @staticmethod
+    def matches(tokens: torch.Tensor, source_tokens: torch.Tensor, distance: int) -> torch.Tensor:
+        """Whether the source has each of `tokens` `(batch_size, length)` so many places before each of its own
+        `(batch_size, length, source_length)`. In front of it stands the token with which the decoder starts, 0."""
+        length = source_tokens.shape[1]
         if source_tokens.ndim == 3:
-            before = F.pad(source_tokens[:, :-1].float(), (0, 0, 1, 0))
-            index = last_tokens[:, None, :].expand(-1, before.shape[1], -1)
-            after = before.gather(-1, index).transpose(1, 2)
-            after = after + F.pad((last_tokens == 0)[..., None].float(), (0, before.shape[1] - 1))
-        else:  # in front of the source stands the token with which the decoder starts
-            before = F.pad(source_tokens[:, :-1], (1, 0), value=0)
-            after = (last_tokens[:, :, None] == before[:, None, :]).float()
+            before = F.pad(source_tokens.float(), (0, 0, distance, 0))[:, :length]
+            index = tokens.clamp_min(0)[:, None, :].expand(-1, length, -1)
+            found = before.gather(-1, index).transpose(1, 2) * (tokens >= 0)[..., None]
+        else:
+            before = F.pad(source_tokens, (distance, 0), value=-2)[:, :length]
+            found = (tokens[:, :, None] == before[:, None, :]).float()
+        in_front = F.pad((tokens == 0)[..., None].float(), (distance - 1, length))[..., :length]
+        return found + in_front
+
+    def places(self, last, previous, source_tokens: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+        """How likely each place of the source comes next, by where the last token, and the one before it, stand
+        `(batch_size, length, source_length)`. All 0 where the last token stands nowhere."""
+        after = self.matches(last, source_tokens, 1)
+        after = after * (1 + self.PAIR_WEIGHT * self.matches(previous, source_tokens, 2))
         after = after / after.sum(-1, keepdim=True).clamp_min(1.0)
         begins, stay, jump = begins.float()[:, None], self.stay.float().sigmoid(), self.jump.float().softmax(0)
         leaves = after * (begins + (1 - begins) * (1 - stay))
@@ -61,7 +74,7 @@ class CopyHead(nn.Module):
         jumps = F.conv1d(rows, kernel).view(after.shape) * begins
         return jumps + after * (begins * jump[0] + (1 - begins) * stay)
 
-    def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last_tokens):
+    def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last, previous):
         """Where it points `(batch_size, length, source_length)`, and how far to trust that `(batch_size, length, 1)`;
         float32.
 
@@ -71,12 +84,16 @@ class CopyHead(nn.Module):
             source_mask (`(batch_size, source_length)`): 1 at tokens.
             source_tokens: ids `(batch_size, source_length)`, or soft tokens `(batch_size, source_length, vocab_size)`.
             begins (`(batch_size, source_length)`): 1 at tokens that begin a word.
-            last_tokens (`(batch_size, length)`): ids of the decoder's inputs, or None if they are not known.
+            last, previous (`(batch_size, length)`): ids of the decoder's inputs and of those before them (-1: none), or
+                None if they are not known.
         """
         scores = self.query(states) @ self.key(source_states).transpose(1, 2) * states.shape[-1] ** -0.5
         scores, absent = scores.float(), source_mask[:, None, :] == 0
-        if last_tokens is not None:
-            places = self.places(last_tokens, source_tokens, begins).masked_fill(absent, 0.0)
+        soft = source_tokens.ndim == 3
+        salience = source_tokens.float() @ self.salience.float() if soft else self.salience[source_tokens].float()
+        scores = scores + (salience * begins.float())[:, None, :]
+        if last is not None:
+            places = self.places(last, previous, source_tokens, begins).masked_fill(absent, 0.0)
             scores = scores + self.place_weight.float() * (places + 1e-3).log()
         attention = scores.masked_fill(absent, -1e9).softmax(-1)
         context = attention.to(source_states.dtype) @ source_states
@@ -108,6 +125,11 @@ class CopyHead(nn.Module):
         gate = gate[..., 0]
         probability = (1 - gate) * (-flat.view_as(labels)).exp() + gate * copied
         return -probability.clamp_min(1e-9).log()
+
+
+def shifted(ids: torch.Tensor) -> torch.Tensor:
+    """The token before each one `(batch_size, length)`; -1 before the first."""
+    return F.pad(ids[:, :-1], (1, 0), value=-1)
 
 
 class WordBudget(LogitsProcessor):
@@ -167,7 +189,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
 
     def __init__(self, config: PointerT5Config):
         super().__init__(config)
-        self.copy_head = CopyHead(config.d_model) if config.copy_head else None
+        self.copy_head = CopyHead(config.d_model, config.vocab_size) if config.copy_head else None
         self.countdown = nn.Embedding(config.countdown_size, config.d_model) if config.countdown_size else None
         self.register_buffer("word_starts", self._all_tokens())
         self.post_init()
@@ -241,6 +263,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
         decoder_source_ids: torch.Tensor | None = None,
         decoder_num_words: torch.LongTensor | None = None,
         decoder_remaining_words: torch.LongTensor | None = None,
+        decoder_previous_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> PointerT5Output:
         r"""
@@ -253,6 +276,8 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             Where the countdown starts; by default the number of words of `labels`, or `config.default_words`.
         decoder_remaining_words (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
             The countdown itself, where `decoder_input_ids` is only the end of what was written.
+        decoder_previous_ids (`torch.LongTensor` of shape `(batch_size, target_length)`, *optional*):
+            The token before each of `decoder_input_ids`, -1 where there is none; likewise.
         """
         return_dict = kwargs.pop("return_dict", None)
         return_dict = self.config.return_dict if return_dict is None else return_dict
@@ -300,6 +325,8 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 )
             if attention_mask is None:
                 attention_mask = torch.ones_like(source_states[..., 0], dtype=torch.long)
+            if decoder_previous_ids is None and decoder_input_ids is not None:
+                decoder_previous_ids = shifted(decoder_input_ids)
             begins = source.float() @ self.word_starts.float() if source.ndim == 3 else self.word_starts[source]
             attention, gate = self.copy_head(
                 outputs.last_hidden_state,
@@ -309,6 +336,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 source,
                 begins,
                 decoder_input_ids,
+                decoder_previous_ids,
             )
         loss = nats = None
         if labels is not None:
@@ -340,9 +368,11 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, decoder_num_words=None, **kwargs):
         """Inputs of the next step; the countdown is taken from all tokens written so far."""
         inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        length = inputs["decoder_input_ids"].shape[1]
         if self.countdown is not None:
-            remaining = self.remaining_words(input_ids, decoder_num_words)
-            inputs["decoder_remaining_words"] = remaining[:, -inputs["decoder_input_ids"].shape[1] :]
+            inputs["decoder_remaining_words"] = self.remaining_words(input_ids, decoder_num_words)[:, -length:]
+        if self.copy_head is not None:
+            inputs["decoder_previous_ids"] = shifted(input_ids)[:, -length:]
         return inputs
 
     def generate(self, inputs=None, generation_config=None, logits_processor=None, num_words=None, **kwargs):
