@@ -21,8 +21,13 @@ from transformers.models.auto import modeling_auto
 
 from hf_autoencoders import VARIANTS, AutoencoderImageProcessor
 
-NAMES = [name for name in tiny.NAMES if tiny.config(name).architecture == "resnet"]  # which has every kind of layer
-TABLES = {"AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"}
+# Those with every kind of layer.
+IMAGE_NAMES = [name for name in tiny.IMAGE_NAMES if tiny.config(name).architecture == "resnet"]
+TEXT_NAMES = ["seq2seq2seq-pointer", "seq2seq2seq-critic"]
+TABLES = {
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+}
 FOLDER = Path(os.environ["HFAE_TRANSFORMERS_TESTS"])
 if not (FOLDER / "test_modeling_common.py").is_file():
     pytest.skip(
@@ -34,7 +39,7 @@ PACKAGE = "transformers_tests"
 STAND_INS = {
     # Its export tests are for the exporters of transformers; ours are in test_models_common.py.
     "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
-    # Asked for by isinstance only: none of these models generates text.
+    # Asked for by isinstance only. Its tests are not in the distribution; ours are in test_seq2seq2seq.py.
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
     # Values other than the defaults for the fields that every configuration has.
     "utils.test_configuration_utils": {
@@ -66,7 +71,8 @@ def import_from_suite(module: str):
         return importlib.import_module(f"{PACKAGE}.{module}")
 
 
-ModelTesterMixin = import_from_suite("test_modeling_common").ModelTesterMixin
+modeling_common = import_from_suite("test_modeling_common")
+ModelTesterMixin, GenerationTesterMixin = modeling_common.ModelTesterMixin, modeling_common.GenerationTesterMixin
 ConfigTester = import_from_suite("test_configuration_common").ConfigTester
 with unittest.mock.patch.dict(sys.modules, fetch_hub_objects_for_ci=unittest.mock.Mock()):  # of their CI; unused here
     image_processing_common = import_from_suite("test_image_processing_common")
@@ -80,26 +86,37 @@ class ModelTester:
 
     def __init__(self, name: str):
         self.name = name
+        if name in tiny.TEXT_NAMES:
+            self.seq_length = self.encoder_seq_length = self.decoder_seq_length = 7
+            self.image_size = self.patch_size = 1  # asked for where `forward` takes `noise`, as those of images do
+            self.hidden_size, self.num_hidden_layers = tiny.T5["d_model"], tiny.T5["num_layers"]
+            self.num_attention_heads, self.vocab_size = tiny.T5["num_heads"], tiny.VOCAB_SIZE
 
     def get_config(self):
         return tiny.config(self.name)
 
     def prepare_config_and_inputs_for_common(self):
         config = self.get_config()
+        if self.name in tiny.TEXT_NAMES:
+            source, target = (
+                torch.randint(3, tiny.VOCAB_SIZE, (self.batch_size, length))
+                for length in (self.encoder_seq_length, self.decoder_seq_length)
+            )
+            mask = torch.ones_like(source)
+            return config, {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
         return config, {"pixel_values": tiny.images(config, self.batch_size)}
 
 
 class VariantTests(ModelTesterMixin):
-    """The suite, set up for image auto-encoders."""
+    """The suite, set up for auto-encoders."""
 
     name: str  # of the tiny configuration
-    has_attentions = False
-    test_resize_embeddings = False
     test_can_init_all_missing_weights_before_2023 = True  # the year is that of a copyright line, which our files lack
 
     def setUp(self):
         self.variant = VARIANTS[f"hfae_{self.name.partition('-')[0]}"]
-        self.all_model_classes = (self.variant.model_class(), *self.variant.head_classes().values())
+        classes = (self.variant.model_class(), *self.variant.head_classes().values())
+        self.all_model_classes = tuple(dict.fromkeys(classes))
         self.model_tester = ModelTester(self.name)
         # The suite knows a head by its place in the tables of native models, which registration leaves alone.
         for auto_class, model_class in self.variant.head_classes().items():
@@ -107,6 +124,20 @@ class VariantTests(ModelTesterMixin):
             patch = unittest.mock.patch.dict(table, {self.variant.model_type: model_class.__name__})
             patch.start()
             self.addCleanup(patch.stop)
+
+    def test_base_model_prefix_loads_base_weights(self):
+        # It does nothing for models that are not in the table of base models. They are not in it for all tests because
+        # base models have no loss there, and would not be trained.
+        name = self.variant.model_class().__name__
+        with unittest.mock.patch.dict(modeling_auto.MODEL_MAPPING_NAMES, {self.variant.model_type: name}):
+            super().test_base_model_prefix_loads_base_weights()
+
+
+class ImageVariantTests(VariantTests):
+    """The suite, set up for image auto-encoders."""
+
+    has_attentions = False
+    test_resize_embeddings = False
 
     def test_config(self):
         tester = ConfigTester(
@@ -118,13 +149,6 @@ class VariantTests(ModelTesterMixin):
             num_channels=2,
         )
         tester.run_common_tests()
-
-    def test_base_model_prefix_loads_base_weights(self):
-        # It does nothing for models that are not in the table of base models. They are not in it for all tests because
-        # base models have no loss there, and would not be trained.
-        name = self.variant.model_class().__name__
-        with unittest.mock.patch.dict(modeling_auto.MODEL_MAPPING_NAMES, {self.variant.model_type: name}):
-            super().test_base_model_prefix_loads_base_weights()
 
     def test_hidden_states_output(self):
         # It expects (batch, sequence, width) of each layer; ours are the maps of each level of the encoder.
@@ -147,6 +171,48 @@ class VariantTests(ModelTesterMixin):
         pass
 
 
+class TextVariantTests(VariantTests, GenerationTesterMixin):
+    """The suite, set up for the summarizer: what it is to the suite is its first half, a sequence to sequence model."""
+
+    is_encoder_decoder = True
+
+    def test_config(self):
+        # Two parts are of one class; the suite loads a part from the file of the whole, and finds the first of a class.
+        class Tester(ConfigTester):
+            def create_and_test_config_from_and_save_pretrained_composite(self):
+                pass
+
+        common = ["hidden_size", "num_attention_heads", "num_hidden_layers"]
+        tester = Tester(self, config_class=self.variant.config_class(), has_text_modality=False)
+        tester.run_common_tests()
+        for name in common:
+            self.assertTrue(hasattr(self.variant.config_class()(), name))
+
+    @unittest.skip("The summarizer is no base model of which a configuration of the whole could be read.")
+    def test_correct_missing_keys(self):
+        pass
+
+    def check_training_gradient_checkpointing(self, *args, **kwargs):
+        # It wants a gradient for every parameter. With labels only the summarizer learns; all parts do without.
+        def whole_auto_encoder(inputs, model_class, return_labels=False):
+            targets = {} if self.name == "seq2seq2seq-pointer" else {"target_ids": inputs["decoder_input_ids"]}
+            return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], **targets}
+
+        with unittest.mock.patch.object(self, "_prepare_for_class", whole_auto_encoder):
+            super().check_training_gradient_checkpointing(*args, **kwargs)
+
+    def test_encoder_decoder_loss_no_double_shift(self):
+        # It differentiates by the logits. The loss of a copy head takes the labels' probabilities alone, beside them.
+        for model_class in self.all_model_classes:
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            labels = inputs.pop("decoder_input_ids")
+            outputs = model_class(config).eval()(**inputs, labels=labels)
+            for shift, equal in ((0, True), (1, False)):
+                logits = outputs.logits[:, : labels.shape[1] - shift].flatten(0, 1)
+                expected = torch.nn.functional.cross_entropy(logits, labels[:, shift:].flatten())
+                self.assertEqual(torch.isclose(outputs.loss, expected, rtol=1e-4).item(), equal)
+
+
 # Marked slow by the suite: kernels of attention, which these models lack; compilation (ours: test_models_common.py); a
 # processor in a process that does not know this package. Hidden, so that `-m slow` selects our own tests only.
 for tests in (VariantTests, image_processing_common.ImageProcessingTestMixin):
@@ -156,13 +222,14 @@ for tests in (VariantTests, image_processing_common.ImageProcessingTestMixin):
 
 
 def test_every_variant_is_here():
-    assert {name.partition("-")[0] for name in NAMES} == set(tiny.VARIANT_NAMES)
+    assert {name.partition("-")[0] for name in IMAGE_NAMES + TEXT_NAMES} == set(tiny.VARIANT_NAMES)
 
 
-for name in NAMES:
-    class_name = "".join(part.capitalize() for part in name.split("-")) + "Test"
-    globals()[class_name] = type(class_name, (VariantTests, unittest.TestCase), {"name": name})
-del name, test, tests
+for names, tests in ((IMAGE_NAMES, ImageVariantTests), (TEXT_NAMES, TextVariantTests)):
+    for name in names:
+        class_name = "".join(part.capitalize() for part in name.split("-")) + "Test"
+        globals()[class_name] = type(class_name, (tests, unittest.TestCase), {"name": name})
+del name, names, test, tests
 
 
 class ImageProcessorTester(image_processing_common.ImageProcessingTester):
