@@ -153,9 +153,31 @@ def test_salience_is_the_log_odds_of_the_pools():
     assert WORD_STARTS[ids[0, 0]] == (model(ids, mask, decoder_input_ids=ids[:, :1] * 0).logits != before)[0].any()
 
 
+def test_selector_learns_what_is_kept_and_bounds_what_is_copied():
+    torch.manual_seed(0)
+    head = tiny().summarizer.copy_head
+    source = torch.tensor([[12, 5, 13, 14, 15, 6]])
+    begins, mask, states = WORD_STARTS[source], torch.tensor([[1, 1, 1, 1, 1, 0]]), torch.randn(1, 6, SIZES["d_model"])
+    with torch.no_grad():
+        head.salience[12:16] = torch.tensor([2.0, -1.0, 1.0, 0.0])
+        loss = head.selection_loss(states, mask, source, begins, torch.tensor([[12, 14, -100]]))
+        odds = torch.tensor([2.0, -1.0, 1.0, 0.0])
+        expected = F.binary_cross_entropy_with_logits(odds, torch.tensor([1.0, 0.0, 1.0, 0.0]))
+        inputs = torch.randn(1, 2, SIZES["d_model"])
+        last, previous = torch.tensor([[0, 12]]), torch.tensor([[-1, 0]])
+        attention, _ = head(inputs, inputs, states, mask, source, begins, last, previous, torch.tensor([2]))
+        everything, _ = head(inputs, inputs, states, mask, source, begins, last, previous)
+    torch.testing.assert_close(loss, expected)
+    assert attention[0, :, [2, 4, 5]].max() == 0  # 13 and 15 are the least likely words, the last place is padding
+    assert attention[0, :, [0, 1, 3]].min() > 0  # the likeliest two, and the rest of a word
+    assert everything[0, :, :5].min() > 0
+
+
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generation_with_cache_equals_generation_without_and_teacher_forcing(beams):
+@pytest.mark.parametrize("ratio", [0.0, 1.5])
+def test_generation_with_cache_equals_generation_without_and_teacher_forcing(beams, ratio):
     model = tiny()
+    model.summarizer.config.selection_ratio = ratio
     ids, mask = texts()
     options = {"attention_mask": mask, "num_words": torch.tensor([1, 2, 3, 4]), "num_beams": beams}
     cached = model.generate(ids, return_dict_in_generate=True, output_scores=True, **options)
@@ -228,8 +250,10 @@ def test_forbidden_tokens():
 # ---- auto-encoding
 
 
-def test_evaluation_samples_what_generate_writes_greedily():
+@pytest.mark.parametrize("ratio", [0.0, 1.5])
+def test_evaluation_samples_what_generate_writes_greedily(ratio):
     model = tiny()
+    model.summarizer.config.selection_ratio = ratio
     ids, mask = texts()
     output = model(ids, mask, num_words=torch.full((4,), 3))
     generated = model.generate(ids, attention_mask=mask, num_words=3)[:, 1:]

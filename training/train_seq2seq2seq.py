@@ -55,6 +55,12 @@ class Seq2Seq2SeqTrainingArguments:
     feed_forward_proj: Literal["relu", "gated-gelu", "gated-silu"] = option("relu", "Kind of feed-forward layers.")
     copy_head: bool = option(True, "Let the summarizer copy from the text.")
     reconstructor_copy_head: bool = option(True, "Let the reconstructor copy from the summary.")
+    selection_weight: float = option(
+        1.0, "Weight of the copy head's content selector: cross-entropy of keeping each word of the text."
+    )
+    selection_ratio: float = option(
+        2.0, "When writing, copy only from so many words of the text for each word asked for; 0: from all."
+    )
     countdown_size: int = option(25, "Numbers of words that the summarizer's countdown knows; 0: no countdown.")
     default_words: int | None = option(
         None, "Words of a summary when no number is asked for; the median of the summaries when not given."
@@ -89,7 +95,17 @@ class Seq2Seq2SeqRun(TextTrainingRun):
         extra, explicit = self.arguments.extra, self.arguments.explicit
         shape = "d_model d_kv d_ff num_layers num_heads dropout_rate feed_forward_proj".split()
         flags = {  # field of a part: flag
-            "summarizer": {name: name for name in [*shape, "copy_head", "countdown_size", "default_words"]},
+            "summarizer": {
+                name: name
+                for name in [
+                    *shape,
+                    "copy_head",
+                    "selection_weight",
+                    "selection_ratio",
+                    "countdown_size",
+                    "default_words",
+                ]
+            },
             "reconstructor": {name: name for name in shape} | {"copy_head": "reconstructor_copy_head"},
             "discriminator": {
                 "kind": "discriminator",

@@ -16,6 +16,12 @@ class PointerT5Config(T5Config):
     Args:
         copy_head (`bool`, *optional*, defaults to `False`):
             Whether a pointer over the source mixes copied tokens into the output distribution (See et al. 2017).
+        selection_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the copy head's content selector in the loss: cross-entropy of keeping each word of the source, in
+            nats per word (Gehrmann et al. 2018).
+        selection_ratio (`float`, *optional*, defaults to 0.0):
+            When writing, copy only from so many words of the source for each word asked for, those likeliest to be
+            kept; 0: from all.
         countdown_size (`int`, *optional*, defaults to 0):
             Size of the table that tells the decoder at each token how many words are still to come: numbers from 0 up
             to one less; higher ones count as the highest. 0: no countdown, the decoder decides on the length itself.
@@ -26,6 +32,8 @@ class PointerT5Config(T5Config):
     model_type = "hfae_pointer_t5"
 
     copy_head: bool = False
+    selection_weight: float | int = validated_field(at_least(0), default=0.0)
+    selection_ratio: float | int = validated_field(at_least(0), default=0.0)
     countdown_size: int = validated_field(at_least(0), default=0)
     default_words: int = validated_field(at_least(1), default=8)
     decoder_start_token_id: int | None = 0

@@ -393,7 +393,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
             return_dict=True,
         )
         nats, logits = output.nats, output.logits
-        terms = {"reconstruction_loss": output.loss}
+        terms = {"reconstruction_loss": masked_mean(nats, attention_mask)}
         if logits is not None:
             right = logits.argmax(-1) == input_ids
             terms["reconstruction_logits"] = logits
@@ -418,6 +418,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
                 encoder_outputs=(states,),
                 decoder_input_ids=token,
                 decoder_source_ids=input_ids,
+                decoder_num_words=num_words,
                 decoder_remaining_words=remaining[:, None],
                 decoder_previous_ids=previous,
                 past_key_values=cache,

@@ -17,11 +17,13 @@ from .outputs import PointerT5Output
 class CopyHead(nn.Module):
     """Mixes the distribution over the vocabulary with one over the tokens of the source (See et al. 2017).
 
-    The attention that points at the source is a product of three: of content, of place, and of words. The second looks
-    where in the source the last tokens stand and expects to go on from there, over the rest of a word or with a jump to
-    the beginning of another; how likely each length of a jump is, is learned. (Transformers learn the first of it by
-    themselves, as "induction heads", Olsson et al. 2022, but a small one needs ten times the examples for it.) The
-    third is a number for each token that begins a word, `salience`, which may begin as a statistic of the corpus.
+    The attention that points at the source is a product of three: of content, of place, and of selection. The second
+    looks where in the source the last tokens stand and expects to go on from there, over the rest of a word or with a
+    jump to the beginning of another; how likely each length of a jump is, is learned. (Transformers learn the first of
+    it by themselves, as "induction heads", Olsson et al. 2022, but a small one needs ten times the examples for it.)
+    The third is how likely each word of the source is to be kept at all: a content selector (Gehrmann et al. 2018,
+    Bottom-Up Abstractive Summarization), which reads the encoder, and starts from a number for each token, `salience`,
+    that may begin as a statistic of the corpus. Without it the likeliest thing to copy next is always the next word.
     """
 
     MAX_JUMP = 24  # tokens
@@ -33,6 +35,7 @@ class CopyHead(nn.Module):
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
         self.gate = nn.Linear(3 * size, 1)
+        self.keep = nn.Linear(size, 1)
         self.jump = nn.Parameter(torch.empty(self.MAX_JUMP))
         self.stay = nn.Parameter(torch.empty(()))
         self.place_weight = nn.Parameter(torch.empty(()))
@@ -74,7 +77,14 @@ class CopyHead(nn.Module):
         jumps = F.conv1d(rows, kernel).view(after.shape) * begins
         return jumps + after * (begins * jump[0] + (1 - begins) * stay)
 
-    def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last, previous):
+    def selection(self, source_states, source_tokens) -> torch.Tensor:
+        """Log-odds of each token of the source, if it begins a word, to be kept, float32 `(batch_size,
+        source_length)`."""
+        soft = source_tokens.ndim == 3
+        salience = source_tokens.float() @ self.salience.float() if soft else self.salience[source_tokens].float()
+        return self.keep(source_states)[..., 0].float() + salience
+
+    def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last, previous, most=None):
         """Where it points `(batch_size, length, source_length)`, and how far to trust that `(batch_size, length, 1)`;
         float32.
 
@@ -86,19 +96,34 @@ class CopyHead(nn.Module):
             begins (`(batch_size, source_length)`): 1 at tokens that begin a word.
             last, previous (`(batch_size, length)`): ids of the decoder's inputs and of those before them (-1: none), or
                 None if they are not known.
+            most (`(batch_size,)`): point at so many words at most, those likeliest to be kept; None: at all.
         """
         scores = self.query(states) @ self.key(source_states).transpose(1, 2) * states.shape[-1] ** -0.5
         scores, absent = scores.float(), source_mask[:, None, :] == 0
-        soft = source_tokens.ndim == 3
-        salience = source_tokens.float() @ self.salience.float() if soft else self.salience[source_tokens].float()
-        scores = scores + (salience * begins.float())[:, None, :]
+        begins = begins.float()
+        selection = self.selection(source_states, source_tokens)
+        scores = scores + (begins * F.logsigmoid(selection))[:, None, :]
         if last is not None:
             places = self.places(last, previous, source_tokens, begins).masked_fill(absent, 0.0)
             scores = scores + self.place_weight.float() * (places + 1e-3).log()
+        if most is not None:
+            candidates = selection.masked_fill((begins < 0.5) | absent[:, 0], -torch.inf)
+            ranked = candidates.sort(dim=1, descending=True).values
+            least = ranked.gather(1, (most - 1).clamp(0, ranked.shape[1] - 1)[:, None])
+            scores = scores.masked_fill(((begins > 0.5) & (candidates < least))[:, None, :], -1e9)
         attention = scores.masked_fill(absent, -1e9).softmax(-1)
         context = attention.to(source_states.dtype) @ source_states
         gate = self.gate(torch.cat([states, context, inputs.to(states.dtype)], dim=-1)).float().sigmoid()
         return attention, gate
+
+    def selection_loss(self, source_states, source_mask, source_tokens, begins, labels) -> torch.Tensor:
+        """Cross-entropy of keeping each word of the source (a token that begins one) that is among the labels, nats per
+        word of the source."""
+        kept = (source_tokens[:, :, None] == labels[:, None, :]).any(-1).float()
+        words = begins.float() * source_mask.float()
+        logits = self.selection(source_states, source_tokens)
+        losses = F.binary_cross_entropy_with_logits(logits, kept, reduction="none")
+        return (losses * words).sum() / words.sum().clamp_min(1.0)
 
     @staticmethod
     def log_mixture(attention, gate, source_tokens, logits) -> torch.Tensor:
@@ -223,6 +248,8 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             ):
                 init.normal_(linear.weight, std=std * self.config.initializer_factor)
             init.ones_(module.gate.bias)  # most of a summary is copied
+            init.zeros_(module.keep.weight)
+            init.zeros_(module.keep.bias)
             for name, value in module.initial_state().items():
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, nn.Embedding) and module is getattr(self, "countdown", None):
@@ -328,6 +355,11 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             if decoder_previous_ids is None and decoder_input_ids is not None:
                 decoder_previous_ids = shifted(decoder_input_ids)
             begins = source.float() @ self.word_starts.float() if source.ndim == 3 else self.word_starts[source]
+            most = None
+            if self.config.selection_ratio and labels is None:
+                if decoder_num_words is None:
+                    decoder_num_words = torch.full_like(source_states[:, 0, 0], self.config.default_words)
+                most = (decoder_num_words * self.config.selection_ratio).ceil().long()
             attention, gate = self.copy_head(
                 outputs.last_hidden_state,
                 decoder_inputs_embeds,
@@ -337,6 +369,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 begins,
                 decoder_input_ids,
                 decoder_previous_ids,
+                most,
             )
         loss = nats = None
         if labels is not None:
@@ -348,6 +381,9 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 nats = nats.view_as(known)
             nats = nats.masked_fill(labels < 0, 0.0)
             loss = nats.sum() / (labels >= 0).sum()
+            if self.copy_head is not None and self.config.selection_weight and source.ndim == 2:
+                selected = self.copy_head.selection_loss(source_states, attention_mask, source, begins, labels)
+                loss = loss + self.config.selection_weight * selected
         if self.copy_head is not None:
             training = self.training and labels is not None
             logits = None if training else self.copy_head.log_mixture(attention, gate, source, logits)
@@ -373,6 +409,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             inputs["decoder_remaining_words"] = self.remaining_words(input_ids, decoder_num_words)[:, -length:]
         if self.copy_head is not None:
             inputs["decoder_previous_ids"] = shifted(input_ids)[:, -length:]
+            inputs["decoder_num_words"] = decoder_num_words
         return inputs
 
     def generate(self, inputs=None, generation_config=None, logits_processor=None, num_words=None, **kwargs):
@@ -398,8 +435,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             if num_words.ndim == 1 and len(num_words) != len(rows):
                 raise ValueError(f"num_words has {len(num_words)} numbers for {len(rows)} rows")
             num_words = num_words.expand(len(rows)).contiguous()
-            if self.countdown is not None:
-                kwargs["decoder_num_words"] = num_words
+            kwargs["decoder_num_words"] = num_words
             prompt = kwargs.get("decoder_input_ids")
             start = 1 if prompt is None else prompt.shape[1]
             budget = WordBudget(self.word_starts, num_words, self.eos_token_ids, self.config.pad_token_id, start)
