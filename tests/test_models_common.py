@@ -350,7 +350,8 @@ def trainer(model, folder, **arguments):
     inputs = tiny.training_inputs(model, batch_size=32)
     if "attention_mask" in inputs:  # else a row's weight in the mean over tokens depends on the others of its batch
         inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"].clamp_min(1), inputs["input_ids"] * 0 + 1
-        arguments["label_names"] = []
+        # one step: in a second, rounding may already decide on another word of a summary
+        arguments = {"max_steps": 1, "label_names": [], **arguments}
     rows = [{key: value[index] for key, value in inputs.items()} for index in range(32)]
     arguments = {"max_steps": 2, "learning_rate": 0.5, "optim": "sgd", "lr_scheduler_type": "constant", **arguments}
     arguments = TrainingArguments(
@@ -604,7 +605,7 @@ POINTER_EFFECTS = {
 PART_EFFECTS = {
     "seq2seq2seq": {
         "summarizer": POINTER_EFFECTS,
-        "reconstructor": POINTER_EFFECTS,
+        "reconstructor": {field: POINTER_EFFECTS[field] for field in ("copy_head", "countdown_size")},
         "discriminator": {
             "kind": ({}, ("wgan_gp", "critic")),
             "hidden_size": ({}, (8, 6)),
@@ -615,8 +616,12 @@ PART_EFFECTS = {
     }
 }
 SPECIAL_TOKENS = {"pad_token_id", "eos_token_id", "decoder_start_token_id", "tie_word_embeddings"}  # of transformers
-# where tokenizers cut; what has to be that of the other parts
-NOT_IN_THE_LOSS = {"seq2seq2seq": {"max_source_tokens"}, "discriminator": {"vocab_size"}}
+# where tokenizers cut; what has to be that of the other parts; a countdown of texts, which in training are known
+NOT_IN_THE_LOSS = {
+    "seq2seq2seq": {"max_source_tokens"},
+    "discriminator": {"vocab_size"},
+    "reconstructor": {"default_words"},
+}
 
 
 def own_fields(config_class):
