@@ -22,11 +22,13 @@ class CopyHead(nn.Module):
     jump to the beginning of another; how likely each length of a jump is, is learned. (Transformers learn the first of
     it by themselves, as "induction heads", Olsson et al. 2022, but a small one needs ten times the examples for it.)
     The third is how likely each word of the source is to be kept at all: a content selector (Gehrmann et al. 2018,
-    Bottom-Up Abstractive Summarization), which reads the encoder, and starts from a number for each token, `salience`,
-    that may begin as a statistic of the corpus. Without it the likeliest thing to copy next is always the next word.
+    Bottom-Up Abstractive Summarization), which reads the encoder and adds a number for each token, `salience`, that may
+    begin as a statistic of the corpus, and one for each place of a word, `position`. Without it the likeliest thing to
+    copy next is always the next word.
     """
 
     MAX_JUMP = 24  # tokens
+    MAX_POSITION = 64  # words
     PAIR_WEIGHT = 30.0  # of a place where the last two tokens stand, against one where only the last does
 
     def __init__(self, size: int, vocab_size: int):
@@ -36,6 +38,7 @@ class CopyHead(nn.Module):
         self.key = nn.Linear(size, size, bias=False)
         self.gate = nn.Linear(3 * size, 1)
         self.keep = nn.Linear(size, 1)
+        self.position = nn.Parameter(torch.empty(self.MAX_POSITION))
         self.jump = nn.Parameter(torch.empty(self.MAX_JUMP))
         self.stay = nn.Parameter(torch.empty(()))
         self.place_weight = nn.Parameter(torch.empty(()))
@@ -47,6 +50,7 @@ class CopyHead(nn.Module):
             "stay": torch.tensor(1.5),
             "place_weight": torch.tensor(1.0),
             "salience": torch.zeros_like(self.salience),
+            "position": torch.zeros_like(self.position),
         }
 
     @staticmethod
@@ -77,12 +81,13 @@ class CopyHead(nn.Module):
         jumps = F.conv1d(rows, kernel).view(after.shape) * begins
         return jumps + after * (begins * jump[0] + (1 - begins) * stay)
 
-    def selection(self, source_states, source_tokens) -> torch.Tensor:
+    def selection(self, source_states, source_tokens, begins) -> torch.Tensor:
         """Log-odds of each token of the source, if it begins a word, to be kept, float32 `(batch_size,
         source_length)`."""
         soft = source_tokens.ndim == 3
         salience = source_tokens.float() @ self.salience.float() if soft else self.salience[source_tokens].float()
-        return self.keep(source_states)[..., 0].float() + salience
+        place = (begins.float().cumsum(1).long() - 1).clamp(0, self.MAX_POSITION - 1)
+        return self.keep(source_states)[..., 0].float() + salience + self.position[place].float()
 
     def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last, previous, most=None):
         """Where it points `(batch_size, length, source_length)`, and how far to trust that `(batch_size, length, 1)`;
@@ -101,7 +106,7 @@ class CopyHead(nn.Module):
         scores = self.query(states) @ self.key(source_states).transpose(1, 2) * states.shape[-1] ** -0.5
         scores, absent = scores.float(), source_mask[:, None, :] == 0
         begins = begins.float()
-        selection = self.selection(source_states, source_tokens)
+        selection = self.selection(source_states, source_tokens, begins)
         scores = scores + (begins * F.logsigmoid(selection))[:, None, :]
         if last is not None:
             places = self.places(last, previous, source_tokens, begins).masked_fill(absent, 0.0)
@@ -121,7 +126,7 @@ class CopyHead(nn.Module):
         word of the source."""
         kept = (source_tokens[:, :, None] == labels[:, None, :]).any(-1).float()
         words = begins.float() * source_mask.float()
-        logits = self.selection(source_states, source_tokens)
+        logits = self.selection(source_states, source_tokens, begins)
         losses = F.binary_cross_entropy_with_logits(logits, kept, reduction="none")
         return (losses * words).sum() / words.sum().clamp_min(1.0)
 
