@@ -260,6 +260,10 @@ class TextTrainingRun(TrainingRun):
         """Fields of the sub-configurations by their name: all of a new model; of one that is continued, the changes."""
         return {}
 
+    def search_options(self) -> dict[str, float]:
+        """Of the `BigramCompressor`: the same for pseudo summaries and for the baseline that a summarizer has to beat."""
+        return {}
+
     def check(self) -> None:
         """Raise a `TrainingError` if flags and `config` do not go together."""
 
@@ -479,6 +483,7 @@ class TextTrainingRun(TrainingRun):
             self.tokenizer,
             self.pools,
             num_words=self.num_words,
+            compressor=BigramCompressor(self.pools.texts, self.pools.summaries, **self.search_options()),
             num_beams=self.options.num_beams,
             batch_size=self.options.eval_batch_size,
             num_shown=max(1, self.options.num_examples),

@@ -134,6 +134,10 @@ class Seq2Seq2SeqRun(TextTrainingRun):
                 fields |= {"vocab_size": size} if size else {}
         return parts
 
+    def search_options(self) -> dict[str, float]:
+        extra = self.arguments.extra
+        return {"gap_penalty": extra.search_gap_penalty, "position_penalty": extra.search_position_penalty}
+
     def check(self) -> None:
         extra, kind = self.arguments.extra, self.config.discriminator.kind
         begun = self.options.model_name_or_path
@@ -165,8 +169,7 @@ def add_tasks(run: Seq2Seq2SeqRun) -> None:
     pseudo, translations = [], []
     if extra.pseudo_share or warm_start:
         most = max(1, run.config.max_summary_tokens // 2)
-        search = {"gap_penalty": extra.search_gap_penalty, "position_penalty": extra.search_position_penalty}
-        make = lambda: pseudo_summaries(run.train, pools.summaries, most, seed, **search)  # noqa: E731
+        make = lambda: pseudo_summaries(run.train, pools.summaries, most, seed, **run.search_options())  # noqa: E731
         pseudo = run.cached("pseudo_summaries", make)
     if extra.back_translation_share:
         chosen = pools.summaries
