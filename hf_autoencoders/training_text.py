@@ -261,7 +261,7 @@ class TextTrainingRun(TrainingRun):
         return {}
 
     def search_options(self) -> dict[str, float]:
-        """Of the `BigramCompressor`: the same for pseudo summaries and for the baseline that a summarizer has to beat."""
+        """Of the `BigramCompressor`: the same for pseudo summaries and for the baseline that is to be beaten."""
         return {}
 
     def check(self) -> None:
