@@ -1,4 +1,4 @@
-# make demo | test | check | style | test-slow | bench | clean
+# make demo | demo-text | test | check | style | test-slow | bench | clean
 # Every target sets up .venv by itself; python3 (3.10 or newer) and a package index are all that is needed.
 
 PYTHON ?= python3
@@ -6,8 +6,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1
+LAUNCH_TEXT := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process 2 training/train_seq2seq2seq.py
 
-.PHONY: demo test test-slow check style bench clean
+.PHONY: demo demo-text test test-slow check style bench clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -21,6 +23,14 @@ demo: $(INSTALLED)
 	@rm -rf runs/demo
 	$(LAUNCH) training/train_vqvae.py --recipe training/recipes/vqvae_digits.yaml --output_dir runs/demo
 	$(BIN)/python training/demo.py runs/demo/final --picture runs/demo/demo.png
+
+TEXT := training/recipes/seq2seq2seq_docstrings
+demo-text: $(INSTALLED)
+	@rm -rf runs/demo-text
+	$(BIN)/python training/train_tokenizer.py --vocab_size 3000 --output_dir runs/demo-text/tokenizer
+	$(LAUNCH_TEXT) --recipe $(TEXT)_1_warm_start.yaml
+	$(LAUNCH_TEXT) --recipe $(TEXT)_2_autoencode.yaml
+	$(LAUNCH_TEXT) --recipe $(TEXT)_3_adversarial.yaml
 
 # The model tests of transformers itself run against every variant; they ship in its source distribution only.
 test: $(INSTALLED)

@@ -46,7 +46,7 @@ class HandT5(nn.Module):
         part = copy.deepcopy(part)
         self.encoder, self.decoder, self.shared = part.encoder, part.decoder, part.shared
         self.copy_head, self.countdown = part.copy_head, part.countdown
-        self.word_starts, self.width = part.word_starts, part.config.d_model
+        self.initials, self.width = part.initials, part.config.d_model
 
     def decode(self, states, mask, source, decoder_ids, remaining=None, cache=None, labels=None):
         inputs = self.shared(decoder_ids)
@@ -60,7 +60,7 @@ class HandT5(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
         logits = hidden * self.width**-0.5 @ self.shared.weight.T
-        begins = source @ self.word_starts.float() if source.ndim == 3 else self.word_starts[source]
+        begins = source @ self.initials.float() if source.ndim == 3 else self.initials[source]
         attention, gate = self.copy_head(hidden, inputs, states, mask, source, begins, decoder_ids)
         if labels is None:
             return self.copy_head.log_mixture(attention, gate, source, logits)
@@ -99,13 +99,13 @@ class HandLoop:
     def write(self, pairs):
         ids, mask, labels = pairs["input_ids"], pairs["attention_mask"], pairs["labels"]
         writer, decoder_ids = self.summarizer, shifted(labels)
-        begun = writer.word_starts[decoder_ids].long()
-        words = (writer.word_starts[labels.clamp_min(0)] & (labels >= 0)).sum(1, keepdim=True)
+        begun = writer.initials[decoder_ids].long()
+        words = (writer.initials[labels.clamp_min(0)] & (labels >= 0)).sum(1, keepdim=True)
         states = writer.encoder(ids, attention_mask=mask).last_hidden_state
         return writer.decode(states, mask, ids, decoder_ids, words - begun.cumsum(1), labels=labels)
 
     def forbidden(self, remaining, first):
-        starts, more = self.summarizer.word_starts, (remaining > 0)[..., None]
+        starts, more = self.summarizer.initials, (remaining > 0)[..., None]
         tokens = torch.arange(len(starts))
         rule = (more & (tokens == 1)) | (~more & starts) | (first[..., None] & more & ~starts)
         return rule | (tokens == 0)
@@ -122,7 +122,7 @@ class HandLoop:
             scores = self.summarizer.decode(states, mask, ids, token, remaining[:, None], cache)[:, -1]
             scores = scores.masked_fill(self.forbidden(remaining, remaining == words), -torch.inf) + gumbel[:, step]
             token = scores.argmax(-1).masked_fill(done, 0)
-            remaining = remaining - (self.summarizer.word_starts[token] & ~done).long()
+            remaining = remaining - (self.summarizer.initials[token] & ~done).long()
             done = done | (token == 1)
             written.append(token)
             token = token[:, None]
@@ -136,7 +136,7 @@ class HandLoop:
         states = self.summarizer.encoder(ids, attention_mask=mask).last_hidden_state
         codes = self.sample(states.detach(), mask, ids, words, gumbel)
         decoder_ids = shifted(codes)
-        remaining = words[:, None] - self.summarizer.word_starts[decoder_ids].long().cumsum(1)
+        remaining = words[:, None] - self.summarizer.initials[decoder_ids].long().cumsum(1)
         scores = self.summarizer.decode(states, mask, ids, decoder_ids, remaining)
         scores = scores.masked_fill(self.forbidden(remaining, remaining == words[:, None]), -1e9).log_softmax(-1)
         soft = ((scores + gumbel[:, : codes.shape[1]]) / self.tau).softmax(-1)

@@ -350,10 +350,10 @@ class TextTrainingRun(TrainingRun):
     def _build_model(self) -> None:
         super()._build_model()
         summarizer = self.network.summarizer
-        before, unset = summarizer.word_starts.clone(), summarizer._all_tokens()
+        before, unset = summarizer.initials.clone(), summarizer._all_tokens()
         with as_training_error():
             self.network.set_word_starts(self.tokenizer)
-        if not torch.equal(before, unset) and not torch.equal(before, summarizer.word_starts):
+        if not torch.equal(before, unset) and not torch.equal(before, summarizer.initials):
             raise TrainingError(
                 f"the tokenizer ({len(self.tokenizer)} tokens) is not the one that the model of "
                 f"{self.options.model_name_or_path} was trained with: leave --tokenizer_name_or_path out"

@@ -7,9 +7,13 @@ marks in the README; `make check` fails while the two differ.
 import json
 from pathlib import Path
 
+from hf_autoencoders.evaluation.summaries import format_table
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 START, END = "<!-- results: written by scripts/fill_readme.py -->", "<!-- end of results -->"
+
+SUMMARIES_START, SUMMARIES_END = "<!-- summaries: written by scripts/fill_readme.py -->", "<!-- end of summaries -->"
 
 # What a row shows, where a run measured it: metric -> how it reads.
 MEASURED = {
@@ -70,13 +74,37 @@ def results_table(files: list[Path]) -> str:
     return "\n".join([*rows, "", how, "", *notes])
 
 
+def between(text: str, start: str, end: str, content: str) -> str:
+    """`text` with `content` between the two marks."""
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise ValueError(f"README.md must contain the marks {start!r} and {end!r}")
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def summaries_text(files: list[Path]) -> str:
+    """Markdown: of each summarizer its table beside what needs no training, and how it was obtained."""
+    parts = []
+    for file in files:
+        result = json.loads(file.read_text())
+        metrics = result["metrics"]
+        own, shuffled = metrics["reconstruction_accuracy"], metrics["shuffled_reconstruction_accuracy"]
+        parts.append(
+            f"**{result['corpus']['name']}**, {result['corpus']['rows']:,} validation pairs. From its own summary "
+            f"{own:.1%} of a text's tokens are restored, from another text's {shuffled:.1%} (teacher forcing); mean "
+            f"deviation from the words asked for: {metrics['length_deviation']:.2f}.\n\n{format_table(result['table'])}\n\n"
+            f"`{result['command']}` ({'; '.join(circumstances(result))})"
+        )
+    return "\n\n".join(parts) or "No results are committed yet."
+
+
 def filled(readme: str) -> str:
     """The README's text with the results as they are in `docs/results`."""
-    before, start, rest = readme.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"README.md must contain the marks {START!r} and {END!r}")
-    return f"{before}{START}\n{results_table(sorted(RESULTS.glob('*.json')))}\n{END}{after}"
+    files = sorted(RESULTS.glob("*.json"))
+    texts = [file for file in files if file.name.startswith("seq2seq2seq")]
+    readme = between(readme, START, END, results_table([file for file in files if file not in texts]))
+    return between(readme, SUMMARIES_START, SUMMARIES_END, summaries_text(texts))
 
 
 if __name__ == "__main__":

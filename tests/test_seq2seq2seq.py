@@ -31,7 +31,7 @@ def tiny(kind="none", vocab_size=VOCAB, copy_head=True, seed=0, **fields):
     model = Seq2Seq2SeqForConditionalGeneration(config)
     for part in (model.summarizer, model.reconstructor):
         if vocab_size == VOCAB:
-            part.word_starts.copy_(WORD_STARTS)
+            part.initials.copy_(WORD_STARTS)
         if part.countdown is not None:
             torch.nn.init.normal_(part.countdown.weight)
         torch.nn.init.normal_(part.lm_head.weight, std=0.5)
@@ -72,7 +72,7 @@ def test_without_its_options_it_is_a_t5():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **SIZES)).eval()
     ours = PointerT5ForConditionalGeneration(PointerT5Config(vocab_size=VOCAB, **SIZES)).eval()
     missing, unexpected = ours.load_state_dict(t5.state_dict(), strict=False)
-    assert missing == ["word_starts"] and not unexpected
+    assert missing == ["initials"] and not unexpected
     ids, mask = texts()
     labels = ids[:, :5].contiguous()
     one, other = t5(ids, mask, labels=labels), ours(ids, mask, labels=labels)

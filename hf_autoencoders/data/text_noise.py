@@ -176,7 +176,7 @@ class SimilarRows:
         weights = self._vectorizer.transform(queries).multiply((self._idf**power)[None])
         shared = (weights @ self._columns).tocsr()
         for number, query in enumerate(queries):
-            words = set(words_of(query))
+            words = dict.fromkeys(words_of(query))  # not a set: the order of a sum decides on its last bits
             idfs = [self._idf[vocabulary[word]] if word in vocabulary else self._unknown_idf for word in words]
             part = slice(shared.indptr[number], shared.indptr[number + 1])
             yield shared.indices[part], shared.data[part], float(np.power(idfs, power).sum())

@@ -136,7 +136,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         model = cls(cls.config_class(**parts, **fields))
         for part in (model.summarizer, model.reconstructor):
             missing, unexpected = part.load_state_dict(t5.state_dict(), strict=False)
-            new = [name for name in missing if not name.startswith(("copy_head.", "countdown.", "word_starts"))]
+            new = [name for name in missing if not name.startswith(("copy_head.", "countdown.", "initials"))]
             if new or unexpected:
                 raise ValueError(
                     f"{name_or_path} does not fill a T5: it lacks {new[:3]} and has {unexpected[:3]} beside"
@@ -165,7 +165,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         if not starts.any():
             raise ValueError(f"no token of this tokenizer begins with {WORD_MARK!r}: words cannot be counted")
         for part in (self.summarizer, self.reconstructor):
-            part.word_starts.copy_(starts)
+            part.initials.copy_(starts)
 
     @torch.no_grad()
     def set_salience(self, text_counts: torch.Tensor, summary_counts: torch.Tensor) -> None:
@@ -194,8 +194,8 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
             part.lm_head.weight = part.shared.weight
             part.lm_head.out_features = size
             part.config.vocab_size = size
-            added = part.word_starts.new_ones(max(0, size - len(part.word_starts)))
-            part.word_starts = torch.cat([part.word_starts, added])[:size]
+            added = part.initials.new_ones(max(0, size - len(part.initials)))
+            part.initials = torch.cat([part.initials, added])[:size]
             if part.copy_head is not None:
                 salience = part.copy_head.salience
                 added = salience.new_zeros(max(0, size - len(salience)))
@@ -406,7 +406,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
 
         `gumbel` `(batch_size, max_summary_tokens, vocab_size)` is added to the log-probabilities; None: greedy.
         """
-        summarizer, starts = self.summarizer, self.summarizer.word_starts
+        summarizer, starts = self.summarizer, self.summarizer.initials
         ends = summarizer.eos_token_ids
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         token = torch.full_like(input_ids[:, :1], self.config.decoder_start_token_id)
@@ -476,7 +476,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         )
         first = remaining == num_words[:, None]
         ends, pad = summarizer.eos_token_ids, config.pad_token_id
-        forbidden = forbidden_tokens(summarizer.word_starts, remaining, first, ends, pad)
+        forbidden = forbidden_tokens(summarizer.initials, remaining, first, ends, pad)
         allowed = scores.masked_fill(forbidden, -1e9).log_softmax(-1)
         one_hot = F.one_hot(codes, scores.shape[-1]).to(scores.dtype)
         straight_through = config.estimator == "straight_through"

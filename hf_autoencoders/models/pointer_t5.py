@@ -1,6 +1,6 @@
 """A T5 that can copy from its source and count its words: both halves of the seq2seq2seq summarizer.
 
-Words are counted by the tokens that begin one (buffer `word_starts`); by default every token does.
+Words are counted by the tokens that begin one (buffer `initials`); by default every token does.
 """
 
 import torch
@@ -166,28 +166,28 @@ class WordBudget(LogitsProcessor):
     """Lets a summary have exactly so many words: no end before, no new word after.
 
     Args:
-        word_starts (`(vocab_size,)`, bool): which tokens begin a word.
+        initials (`(vocab_size,)`, bool): which tokens begin a word.
         num_words (`(batch_size,)`): words of each row.
         eos_token_ids: tokens that end a summary.
         pad_token_id: a token that is none.
         start: length of the prompt of the decoder.
     """
 
-    def __init__(self, word_starts, num_words, eos_token_ids: list[int], pad_token_id: int, start: int = 1):
-        self.word_starts, self.num_words, self.start = word_starts, num_words, start
+    def __init__(self, initials, num_words, eos_token_ids: list[int], pad_token_id: int, start: int = 1):
+        self.initials, self.num_words, self.start = initials, num_words, start
         self.eos_token_ids, self.pad_token_id = eos_token_ids, pad_token_id
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         num_words = self.num_words.repeat_interleave(len(scores) // len(self.num_words))
-        written = self.word_starts[input_ids[:, self.start :]].sum(1)
+        written = self.initials[input_ids[:, self.start :]].sum(1)
         forbidden = forbidden_tokens(
-            self.word_starts, num_words - written, written == 0, self.eos_token_ids, self.pad_token_id
+            self.initials, num_words - written, written == 0, self.eos_token_ids, self.pad_token_id
         )
         return scores.masked_fill(forbidden, -torch.inf)
 
 
 def forbidden_tokens(
-    word_starts: torch.Tensor,
+    initials: torch.Tensor,
     remaining: torch.Tensor,
     first: torch.Tensor,
     eos_token_ids: list[int],
@@ -196,15 +196,15 @@ def forbidden_tokens(
     """Which next tokens the number of words forbids, bool `(*remaining.shape, vocab_size)`.
 
     Args:
-        word_starts (`(vocab_size,)`, bool): which tokens begin a word.
+        initials (`(vocab_size,)`, bool): which tokens begin a word.
         remaining, first (`(...)`): how many words are still to begin; whether no word has begun yet.
         eos_token_ids: tokens that end a summary.
         pad_token_id: a token that is none.
     """
-    tokens = torch.arange(len(word_starts), device=word_starts.device)
+    tokens = torch.arange(len(initials), device=initials.device)
     ends = torch.isin(tokens, tokens.new_tensor(eos_token_ids))
     more = (remaining > 0)[..., None]
-    forbidden = (more & ends) | (~more & word_starts) | (first[..., None] & more & ~word_starts)
+    forbidden = (more & ends) | (~more & initials) | (first[..., None] & more & ~initials)
     return forbidden | (tokens == pad_token_id)
 
 
@@ -221,7 +221,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
         super().__init__(config)
         self.copy_head = CopyHead(config.d_model, config.vocab_size) if config.copy_head else None
         self.countdown = nn.Embedding(config.countdown_size, config.d_model) if config.countdown_size else None
-        self.register_buffer("word_starts", self._all_tokens())
+        self.register_buffer("initials", self._all_tokens())
         self.post_init()
 
     def _all_tokens(self) -> torch.Tensor:
@@ -261,8 +261,8 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             init.zeros_(module.weight)  # a T5 from elsewhere begins as it was
         else:
             super()._init_weights(module)
-        if module is self and hasattr(self, "word_starts"):
-            init.copy_(self.word_starts, self._all_tokens())
+        if module is self and hasattr(self, "initials"):
+            init.copy_(self.initials, self._all_tokens())
 
     def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities in float32 of what `forward` calls logits; after a copy head they are that already."""
@@ -270,13 +270,13 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
 
     def count_words(self, ids: torch.Tensor) -> torch.Tensor:
         """Words that begin in each row of token ids `(batch_size, length)`; negative ids (of labels) are none."""
-        return (self.word_starts[ids.clamp_min(0)] & (ids >= 0)).sum(-1)
+        return (self.initials[ids.clamp_min(0)] & (ids >= 0)).sum(-1)
 
     def remaining_words(self, decoder_input_ids: torch.Tensor, num_words: torch.Tensor | None = None) -> torch.Tensor:
         """How many words are still to begin after each decoder input `(batch_size, length)`, of `num_words` a row."""
         if num_words is None:
             num_words = torch.full_like(decoder_input_ids[:, 0], self.config.default_words)
-        begun = self.word_starts[decoder_input_ids].long()
+        begun = self.initials[decoder_input_ids].long()
         begun[:, 0] = 0  # the start token
         return num_words[:, None] - begun.cumsum(1)
 
@@ -359,7 +359,7 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
                 attention_mask = torch.ones_like(source_states[..., 0], dtype=torch.long)
             if decoder_previous_ids is None and decoder_input_ids is not None:
                 decoder_previous_ids = shifted(decoder_input_ids)
-            begins = source.float() @ self.word_starts.float() if source.ndim == 3 else self.word_starts[source]
+            begins = source.float() @ self.initials.float() if source.ndim == 3 else self.initials[source]
             most = None
             if self.config.selection_ratio and labels is None:
                 if decoder_num_words is None:
@@ -443,6 +443,6 @@ class PointerT5ForConditionalGeneration(T5ForConditionalGeneration):
             kwargs["decoder_num_words"] = num_words
             prompt = kwargs.get("decoder_input_ids")
             start = 1 if prompt is None else prompt.shape[1]
-            budget = WordBudget(self.word_starts, num_words, self.eos_token_ids, self.config.pad_token_id, start)
+            budget = WordBudget(self.initials, num_words, self.eos_token_ids, self.config.pad_token_id, start)
             logits_processor = LogitsProcessorList([*(logits_processor or ()), budget])
         return super().generate(inputs, generation_config, logits_processor=logits_processor, **kwargs)
