@@ -264,7 +264,7 @@ def test_mistakes_of_summarize_are_told(summarizer, folders, tmp_path, capsys):
     assert not (tmp_path / "out.txt").exists() and file.read_text() == "good\n"
     file.write_bytes(b"good\n\xff\xfe\n")
     assert "line 2 is not UTF-8" in fail_after(capsys, "summarize", str(file), "--model", summarizer, *output)
-    smaller = {part: {**tiny.POINTER, "vocab_size": 300} for part in ("summarizer", "reconstructor")}
+    smaller = {part: {**tiny.COPYING, "vocab_size": 300} for part in ("summarizer", "reconstructor")}
     tiny.model("seq2seq2seq-pointer", **smaller).save_pretrained(tmp_path / "other")
     tiny.tokenizer().save_pretrained(tmp_path / "other")
     message = fail(capsys, "summarize", str(file), "--model", str(tmp_path / "other"), *output)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments
 
 from hf_autoencoders import VARIANTS
+from hf_autoencoders.models.configuration_seq2seq2seq import FOR_SUMMARIES_ALONE
 from hf_autoencoders.models.layers import ResidualBlock
 
 every_configuration = pytest.mark.parametrize("name", tiny.NAMES)
@@ -45,14 +46,14 @@ def trained(name, steps=2, seed=0, **fields):
     return model.eval()
 
 
-def train(model, steps=2, seed=0, forward=None, learning_rate=0.05):
+def train(model, steps=2, seed=0, forward=None, learning_rate=0.05, inputs=tiny.inputs):
     """Losses of training steps on random batches, with noise from the global generator."""
     forward = model if forward is None else forward
     torch.manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     losses = []
     for step in range(steps):
-        loss = forward(**tiny.inputs(model.config, seed=100 * seed + step)).loss
+        loss = forward(**inputs(model.config, seed=100 * seed + step)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -251,7 +252,7 @@ def test_weights_of_another_size_are_refused(name, tmp_path):
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
     if name in tiny.TEXT_NAMES:
-        other = tiny.config(name, **{part: {**tiny.POINTER, "d_ff": 48} for part in ("summarizer", "reconstructor")})
+        other = tiny.config(name, **{part: {**tiny.COPYING, "d_ff": 48} for part in ("summarizer", "reconstructor")})
     else:
         other = tiny.config(name, hidden_sizes=tuple(2 * size for size in model.config.hidden_sizes))
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
@@ -583,7 +584,7 @@ EFFECTS = {
     },
     "seq2seq2seq": {
         "summarizer": ({}, (tiny.POINTER, {**tiny.POINTER, "num_layers": 1})),
-        "reconstructor": ({}, (tiny.POINTER, {**tiny.POINTER, "num_layers": 1})),
+        "reconstructor": ({}, (tiny.COPYING, {**tiny.COPYING, "num_layers": 1})),
         "discriminator": ({}, ({**tiny.JUDGE, "kind": "none"}, {**tiny.JUDGE, "kind": "critic"})),
         "share_embeddings": ({}, (True, False)),
         "max_summary_tokens": ({}, (6, 3)),
@@ -600,12 +601,16 @@ POINTER_EFFECTS = {
     "copy_head": ({}, (True, False)),
     "countdown_size": ({}, (6, 0)),
     "default_words": ({}, (4, 2)),
+    "selection_weight": ({}, (0.0, 1.0)),
+    "selection_ratio": ({"default_words": 4}, (0.0, 0.25)),  # copy from all words, or from one
 }
+WITH_LABELS = {"selection_weight"}  # fields that change the supervised loss alone
+CHANGE_SAMPLES = {"selection_ratio"}  # fields that decide on what is written, and the loss follows
 # variant -> part with a configuration of its own -> field -> (fields of the part needed to see it, two values)
 PART_EFFECTS = {
     "seq2seq2seq": {
         "summarizer": POINTER_EFFECTS,
-        "reconstructor": {field: POINTER_EFFECTS[field] for field in ("copy_head", "countdown_size")},
+        "reconstructor": {"copy_head": POINTER_EFFECTS["copy_head"]},
         "discriminator": {
             "kind": ({}, ("wgan_gp", "critic")),
             "hidden_size": ({}, (8, 6)),
@@ -616,11 +621,11 @@ PART_EFFECTS = {
     }
 }
 SPECIAL_TOKENS = {"pad_token_id", "eos_token_id", "decoder_start_token_id", "tie_word_embeddings"}  # of transformers
-# where tokenizers cut; what has to be that of the other parts; a countdown of texts, which in training are known
+# where tokenizers cut; what has to be that of the other parts; what the whole refuses in a reconstructor, or is of it
 NOT_IN_THE_LOSS = {
     "seq2seq2seq": {"max_source_tokens"},
     "discriminator": {"vocab_size"},
-    "reconstructor": {"default_words"},
+    "reconstructor": {"default_words", *FOR_SUMMARIES_ALONE},
 }
 
 
@@ -668,16 +673,33 @@ def test_every_field_changes_the_loss(variant, field):
 def test_every_field_of_a_part_changes_the_loss(variant, part, field):
     needed, values = PART_EFFECTS[variant][part][field]
     whole = {"estimator": "reinforce"} if field == "discount" else {}
-    base = {**tiny.JUDGE, "kind": "wgan_gp"} if part == "discriminator" else tiny.POINTER
-    losses = [
-        train(
-            tiny.model(tiny.FIRST[variant], **whole, **{part: {**base, **needed, field: value}}).train(),
-            steps=4,
-            learning_rate=0.01,
-        )
-        for value in values
+    bases = {
+        "summarizer": tiny.POINTER,
+        "reconstructor": tiny.COPYING,
+        "discriminator": {**tiny.JUDGE, "kind": "wgan_gp"},
+    }
+    models = [
+        tiny.model(tiny.FIRST[variant], **whole, **{part: {**bases[part], **needed, field: value}}) for value in values
     ]
+    if field in CHANGE_SAMPLES:
+        inputs = tiny.training_inputs(models[0])
+        for model in models:  # untrained, all words are equally likely to be kept, and none are shut out
+            torch.nn.init.normal_(model.summarizer.copy_head.salience, generator=torch.Generator().manual_seed(0))
+        codes = [model(**inputs).codes.tolist() for model in models]
+        written = [model.generate(inputs["input_ids"], num_words=4).tolist() for model in models]
+        assert codes[0] != codes[1] and written[0] != written[1]
+    inputs_of = labelled if field in WITH_LABELS else tiny.inputs
+    losses = [train(model.train(), steps=4, learning_rate=0.01, inputs=inputs_of) for model in models]
     assert losses[0] != losses[1]
+    if field in WITH_LABELS:
+        assert losses[1][0] > losses[0][0]  # of equal weights: by the term itself, not by what became of it
+
+
+def labelled(config, seed=0):
+    """Texts, and the beginning of each as the summary that is wanted."""
+    inputs = tiny.texts(config, seed=seed)
+    labels = inputs["input_ids"][:, :3]
+    return {"input_ids": inputs["input_ids"], "labels": labels.masked_fill(labels == 0, -100)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)

@@ -198,7 +198,7 @@ def test_what_cannot_be_summarized_is_refused(summarizer):
 
 def test_tokenizers_and_models_of_others_are_refused(summarizer):
     tokenizer = AutoTokenizer.from_pretrained(summarizer)
-    parts = {part: {**tiny.POINTER, "vocab_size": 300} for part in ("summarizer", "reconstructor")}
+    parts = {part: {**tiny.COPYING, "vocab_size": 300} for part in ("summarizer", "reconstructor")}
     model = tiny.model("seq2seq2seq-pointer", **parts)
     with pytest.raises(
         ValueError, match="the tokenizer has 320 tokens, but the model 300: they do not belong together"

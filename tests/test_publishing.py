@@ -171,7 +171,7 @@ def test_save_for_hub_takes_or_keeps_a_tokenizer(tmp_path):
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
-    other = {part: {**tiny.POINTER, "vocab_size": 319} for part in ("summarizer", "reconstructor")}
+    other = {part: {**tiny.COPYING, "vocab_size": 319} for part in ("summarizer", "reconstructor")}
     message = "tokenizer.json: the tokenizer has 320 tokens, but the model 319: they do not belong together"
     with pytest.raises(IncompleteFolderError, match=message):
         save_for_hub(tiny.model(TEXT, **other), tmp_path, processor=tiny.tokenizer())

@@ -399,7 +399,8 @@ def test_from_pretrained_t5(tmp_path):
     torch.manual_seed(0)
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, **SIZES)).eval()  # as t5-small: no start token is set
     t5.save_pretrained(tmp_path)
-    model = Seq2Seq2SeqForConditionalGeneration.from_pretrained_t5(tmp_path, max_summary_tokens=7)
+    selector = {"selection_weight": 1.0, "selection_ratio": 2.0}  # of the summarizer alone
+    model = Seq2Seq2SeqForConditionalGeneration.from_pretrained_t5(tmp_path, max_summary_tokens=7, summarizer=selector)
     ids, mask = texts()
     decoder_input_ids = F.pad(ids[:, :3], (1, 0))
     expected = t5(ids, mask, decoder_input_ids=decoder_input_ids).logits
@@ -408,6 +409,16 @@ def test_from_pretrained_t5(tmp_path):
     assert model.summarizer.shared.weight is model.reconstructor.shared.weight
     assert model.config.max_summary_tokens == 7 and model.config.summarizer.countdown_size == 25
     assert model(ids, mask).loss.isfinite()
+
+
+def test_the_reconstructor_has_no_countdown_and_no_selector():
+    summarizer = {**SIZES, "copy_head": True, "countdown_size": 8, "selection_weight": 1.0, "selection_ratio": 2.0}
+    config = Seq2Seq2SeqConfig(summarizer=summarizer)
+    assert config.reconstructor.copy_head and config.reconstructor.d_model == SIZES["d_model"]
+    for field in ("countdown_size", "selection_weight", "selection_ratio"):
+        assert getattr(config.reconstructor, field) == 0 < getattr(config.summarizer, field)
+        with pytest.raises(ValueError, match=rf"reconstructor: expected 0 for .* got {field} 3"):
+            Seq2Seq2SeqConfig(summarizer=summarizer, reconstructor={**SIZES, field: 3})
 
 
 def test_embeddings_are_shared_or_not():

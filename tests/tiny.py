@@ -25,11 +25,12 @@ T5 = {
     "num_heads": 2,
     "dropout_rate": 0,
 }
-POINTER = {**T5, "copy_head": True, "countdown_size": 6}
+COPYING = {**T5, "copy_head": True}
+POINTER = {**COPYING, "countdown_size": 6}
 JUDGE = {"vocab_size": VOCAB_SIZE, "hidden_size": 8, "num_layers": 1}
 SUMMARIZER = {
     "summarizer": {**POINTER, "default_words": 4},
-    "reconstructor": POINTER,
+    "reconstructor": COPYING,
     "max_summary_tokens": 6,
     "max_source_tokens": 12,
 }

@@ -7,6 +7,12 @@ from transformers import T5Config
 
 from .configuration_base import AutoencoderBaseConfig, at_least, from_zero_below, refuse_unknown_fields
 
+FOR_SUMMARIES_ALONE = (
+    "countdown_size",
+    "selection_weight",
+    "selection_ratio",
+)  # fields that a reconstructor leaves at 0
+
 
 @strict
 class PointerT5Config(T5Config):
@@ -85,7 +91,8 @@ class Seq2Seq2SeqConfig(AutoencoderBaseConfig):
         summarizer (`PointerT5Config` or `dict`, *optional*):
             The T5 that writes the summary; by default one of T5's default size with a copy head and a countdown.
         reconstructor (`PointerT5Config` or `dict`, *optional*):
-            The T5 that restores the text from the summary; by default as large as the summarizer, with a copy head.
+            The T5 that restores the text from the summary; by default as the summarizer, but it has no countdown and no
+            content selector: `countdown_size`, `selection_weight` and `selection_ratio` must be 0.
         discriminator (`Seq2Seq2SeqDiscriminatorConfig` or `dict`, *optional*):
             What keeps the summary readable; by default nothing.
         share_embeddings (`bool`, *optional*, defaults to `True`):
@@ -143,7 +150,8 @@ class Seq2Seq2SeqConfig(AutoencoderBaseConfig):
             self.summarizer = PointerT5Config(copy_head=True, countdown_size=25)
         self.summarizer = _sub_config(self.summarizer, PointerT5Config)
         if self.reconstructor is None:
-            self.reconstructor = PointerT5Config(**{**self.summarizer.to_diff_dict(), "countdown_size": 0})
+            off = dict.fromkeys(FOR_SUMMARIES_ALONE, 0)
+            self.reconstructor = PointerT5Config(**{**self.summarizer.to_diff_dict(), **off})
         self.reconstructor = _sub_config(self.reconstructor, PointerT5Config)
         if self.discriminator is None:
             self.discriminator = Seq2Seq2SeqDiscriminatorConfig(vocab_size=self.summarizer.vocab_size)
@@ -182,6 +190,13 @@ class Seq2Seq2SeqConfig(AutoencoderBaseConfig):
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise ValueError(
                 f"all parts must have the same vocab_size: the summary goes from one to the other; got {listed}"
+            )
+        wrong = {name: value for name in FOR_SUMMARIES_ALONE if (value := getattr(self.reconstructor, name)) > 0}
+        if wrong:
+            listed = ", ".join(f"{name} {value}" for name, value in wrong.items())
+            raise ValueError(
+                f"reconstructor: expected 0 for {', '.join(FOR_SUMMARIES_ALONE)}, got {listed}: these are for writing "
+                "summaries; a text restored from one has no number of words asked for, and all of the summary in it"
             )
         if self.share_embeddings and self.summarizer.d_model != self.reconstructor.d_model:
             raise ValueError(
