@@ -127,7 +127,7 @@ def test_help_explains_every_flag(variant, capsys):
 def test_every_flag_has_words():
     for model_type, variant in VARIANTS.items():
         model = training_arguments.model_arguments(variant.config_class())
-        for group in (training_arguments.ImageCorpusArguments, training_arguments.ImageRunArguments, model):
+        for group in (*training_arguments.ARGUMENTS_OF_MODALITY[variant.modality], model):
             for flag in dataclasses.fields(group):
                 assert len(flag.metadata["help"]) > 10, (model_type, flag.name)
 
@@ -224,7 +224,8 @@ def test_recipes_fit_their_script(recipe, monkeypatch):
         raise Parsed
 
     module = script(recipe.name.split("_")[0])
-    monkeypatch.setattr(module, "ImageTrainingRun", stop)
+    run_class = "Seq2Seq2SeqRun" if hasattr(module, "Seq2Seq2SeqRun") else "ImageTrainingRun"
+    monkeypatch.setattr(module, run_class, stop)
     with pytest.raises(Parsed):
         module.main(["--recipe", str(recipe)])
 

@@ -3,6 +3,7 @@
 `tests/test_training_run.py` has what all runs share.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -339,6 +340,13 @@ def test_runs_that_cannot_be(corpus, stages, tmp_path):
         with pytest.raises(TrainingError, match=f"(?s){message}"):
             train(corpus, tmp_path / str(number), *MODEL, *flags)
         assert not (tmp_path / str(number) / "run.json").exists()
+
+
+def test_every_flag_has_words(capsys):
+    with pytest.raises(SystemExit) as end:
+        script().main(["--help"])
+    assert end.value.code == 0 and "--stage warm_start --tokenizer_name_or_path" in capsys.readouterr().out
+    assert all(len(flag.metadata["help"]) > 9 for flag in dataclasses.fields(script().Seq2Seq2SeqTrainingArguments))
 
 
 def test_wrong_command_lines_are_refused(capsys):
