@@ -19,8 +19,22 @@ from . import __version__
 PROGRAM = "hf-autoencoders"
 METRICS, RUN = "metrics.json", "run.json"  # beside the weights of a published model
 BATCH_SIZE = 500  # of evaluation.evaluate; a test holds them equal
+TEXT_BATCH_SIZE, NUM_BEAMS = 64, 4  # of evaluation.summaries, likewise
 IMPORTANCE_SAMPLES = 200
 VALIDATION_FRACTION = 0.1  # of training, likewise
+# Flags of evaluate that are for one kind of model alone, with what they are when not given.
+IMAGE_FLAGS = {
+    "split": "validation",
+    "validation_fraction": None,
+    "image_column": None,
+    "label_column": None,
+    "skip_bad_images": False,
+    "num_importance_samples": IMPORTANCE_SAMPLES,
+    "pictures": None,
+}
+TEXT_FLAGS = dict.fromkeys(
+    ("summaries", "validation", "text_column", "summary_column", "lowercase", "num_words", "num_beams")
+)
 
 
 class Mistake(ValueError):
@@ -52,12 +66,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .evaluation.evaluate import evaluate_model, write_metrics
-    from .evaluation.pictures import draw_model
+    if _is_text_model(arguments):
+        _refuse(arguments, IMAGE_FLAGS, "a text", "image")
+        model, result = _measure_summarizer(arguments)
+        titles = ("metrics", "not_measured")
+    else:
+        _refuse(arguments, TEXT_FLAGS, "an image", "text")
+        model, result, measured = _measure_images(arguments)
+        titles = ("metrics", "baselines", "not_measured")
+    for title in titles:
+        if result[title]:
+            print(title.replace("_", " "))
+            for name, value in result[title].items():
+                print(f"  {name:<40} {value if isinstance(value, str) else f'{value:.6g}'}")
 
-    model, processor = _load_model(arguments)
+    from .evaluation.evaluate import write_metrics
+
     folder = Path(arguments.model) if Path(arguments.model).is_dir() else None
     output = Path(arguments.output or (folder or Path()) / METRICS)
+    print(f"written to {write_metrics(output, result)}")
+    if folder and output.resolve() == (folder / METRICS).resolve():
+        _renew_card(folder, model.config.model_type)
+    if arguments.pictures:
+        from .evaluation.pictures import draw_model
+
+        for picture in draw_model(model, measured, arguments.pictures, seed=arguments.seed):
+            print(f"written to {picture}")
+
+
+def _measure_images(arguments: argparse.Namespace) -> tuple:
+    """An image model, its numbers, and the images they were measured on."""
+    from .evaluation.evaluate import evaluate_model
+
+    model, processor = _load_model(arguments)
     train, measured = _load_images(arguments, processor, ["train", arguments.split])
     result = evaluate_model(
         model,
@@ -65,23 +106,50 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         measured,
         corpus=_corpus(arguments, measured),
         num_importance_samples=arguments.num_importance_samples,
-        batch_size=arguments.batch_size,
+        batch_size=arguments.batch_size or BATCH_SIZE,
         seed=arguments.seed,
         command=arguments.command_line,
         progress=_progress(arguments),
     )
     result["settings"]["validation_fraction"] = arguments.validation_fraction
-    for title in ("metrics", "baselines", "not_measured"):
-        if result[title]:
-            print(title.replace("_", " "))
-            for name, value in result[title].items():
-                print(f"  {name:<40} {value if isinstance(value, str) else f'{value:.6g}'}")
-    print(f"written to {write_metrics(output, result)}")
-    if folder and output.resolve() == (folder / METRICS).resolve():
-        _renew_card(folder, model.config.model_type)
-    if arguments.pictures:
-        for picture in draw_model(model, measured.images, arguments.pictures, seed=arguments.seed):
-            print(f"written to {picture}")
+    return model, result, measured.images
+
+
+def _measure_summarizer(arguments: argparse.Namespace) -> tuple:
+    """A summarizer and its numbers, whose table is printed."""
+    from .data import load_text_pools
+    from .evaluation.readability import LanguageModelJudge
+    from .evaluation.summaries import evaluate_summarizer, format_table
+
+    model, tokenizer = _load_summarizer(arguments)
+    _texts_as_in_training(arguments)
+    with _mistakes():
+        pools = load_text_pools(
+            arguments.corpus,
+            arguments.summaries,
+            arguments.validation,
+            text_column=arguments.text_column or "text",
+            summary_column=arguments.summary_column or "summary",
+            config_name=arguments.config_name,
+            revision=arguments.corpus_revision,
+            lowercase=bool(arguments.lowercase),
+            seed=arguments.seed,
+        )
+        judge = LanguageModelJudge(pools.summaries, tokenizer, seed=arguments.seed)  # refuses too few of them
+    result = evaluate_summarizer(
+        model,
+        tokenizer,
+        pools,
+        num_words=arguments.num_words,
+        num_beams=arguments.num_beams or NUM_BEAMS,
+        batch_size=arguments.batch_size or TEXT_BATCH_SIZE,
+        seed=arguments.seed,
+        command=arguments.command_line,
+        judge=judge,
+        progress=_progress(arguments),
+    )
+    print(format_table(result["table"]))
+    return model, result
 
 
 def _encode(arguments: argparse.Namespace) -> None:
@@ -257,6 +325,24 @@ def _variants(arguments: argparse.Namespace) -> None:
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
+def _is_text_model(arguments: argparse.Namespace) -> bool:
+    """Whether the model reads texts, by its configuration; of one that is not ours, loading it tells what is wrong."""
+    from transformers import AutoConfig
+
+    from .registry import VARIANTS
+
+    with _mistakes(f"cannot load {_checked_name(arguments)}: "):
+        config = AutoConfig.from_pretrained(arguments.model, **_source(arguments))
+    return config.model_type in VARIANTS and VARIANTS[config.model_type].modality == "text"
+
+
+def _refuse(arguments: argparse.Namespace, flags: dict, kind: str, other: str) -> None:
+    """Refuse flags that were given, but are for models of the other kind."""
+    given = [flag for flag, default in flags.items() if getattr(arguments, flag) != default]
+    if given:
+        raise Mistake(f"--{given[0]} is for {other} models, but {arguments.model} is {kind} model")
+
+
 def _load_model(arguments: argparse.Namespace):
     """An image model, ready to be used, and its image processor."""
     from transformers import AutoImageProcessor, AutoModel
@@ -292,6 +378,13 @@ def _source(arguments: argparse.Namespace) -> dict:
     return {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
 
 
+def _checked_name(arguments: argparse.Namespace) -> str:
+    name = arguments.model
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"no such folder: {name}")
+    return name
+
+
 def _load_weights(arguments: argparse.Namespace, auto_class, is_right, expected: str):
     """The model that `auto_class` finds, complete and in evaluation mode on the device asked for."""
     import torch
@@ -299,9 +392,7 @@ def _load_weights(arguments: argparse.Namespace, auto_class, is_right, expected:
 
     if not _progress(arguments):
         logging.disable_progress_bar()
-    name = arguments.model
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"no such folder: {name}")
+    name = _checked_name(arguments)
     with _mistakes(f"cannot load {name}: "):
         model, loading = auto_class.from_pretrained(name, output_loading_info=True, **_source(arguments))
     if not is_right(model):
@@ -341,9 +432,8 @@ def _as_in_training(arguments: argparse.Namespace) -> None:
     """Read the corpus as the training of the model did, where that was on the same one, and refuse to measure on rows
     it was trained on."""
     run = _training_of(arguments)
-    trained_on = str(run.get("dataset"))
     fraction = arguments.validation_fraction
-    if trained_on != arguments.corpus and Path(trained_on).resolve() != Path(arguments.corpus).resolve():
+    if not _is_corpus_of(run.get("dataset"), arguments):
         arguments.validation_fraction = fraction or VALIDATION_FRACTION
         return
     taken = []
@@ -357,15 +447,32 @@ def _as_in_training(arguments: argparse.Namespace) -> None:
     if fraction is None and trained_fraction != VALIDATION_FRACTION:
         taken.append(f"--validation_fraction {trained_fraction:g}")
     arguments.validation_fraction = fraction or trained_fraction
-    for flag, name in (
-        ("config_name", "dataset_config_name"),
-        ("corpus_revision", "dataset_revision"),
-        ("image_column", "image_column"),
-        ("label_column", "label_column"),
-    ):
-        if getattr(arguments, flag) is None and run.get(name):
-            setattr(arguments, flag, run[name])
-            taken.append(f"--{flag} {run[name]}")
+    _take_over(arguments, run, ("image_column", "label_column"), taken)
+
+
+def _texts_as_in_training(arguments: argparse.Namespace) -> None:
+    """Read texts and summaries as the training of the model did, where that was on the same texts."""
+    run = _training_of(arguments)
+    if _is_corpus_of(run.get("texts"), arguments):
+        _take_over(arguments, run, ("summaries", "validation", "text_column", "summary_column", "lowercase"), [])
+
+
+def _is_corpus_of(trained_on, arguments: argparse.Namespace) -> bool:
+    """Whether a run's corpus is the one of the command line."""
+    return str(trained_on) == arguments.corpus or Path(str(trained_on)).resolve() == Path(arguments.corpus).resolve()
+
+
+def _take_over(arguments: argparse.Namespace, run: dict, flags: tuple[str, ...], taken: list[str]) -> None:
+    """Set flags that were not given to what they were in training, and tell so, with what was `taken` before."""
+    names = {"config_name": "dataset_config_name", "corpus_revision": "dataset_revision"}
+    for flag in (*names, *flags):
+        value = run.get(names.get(flag, flag))
+        if getattr(arguments, flag) is None and value:
+            setattr(arguments, flag, value)
+            if value is True:
+                taken.append(f"--{flag}")
+            elif (flag, value) not in (("text_column", "text"), ("summary_column", "summary")):  # the defaults
+                taken.append(f"--{flag} {value}")
     if taken:
         print(f"as in training: {' '.join(taken)}", file=sys.stderr)
 
@@ -533,7 +640,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Measure, use and publish auto-encoders. MODEL is a folder or a model id on the Hub; CORPUS is "
-        '"digits" (embedded), a dataset id on the Hub, a .parquet file, or a folder of parquet files or images.',
+        '"digits" or "docstrings" (embedded), a dataset id on the Hub, a .parquet file, or a folder of parquet files '
+        "or images.",
         epilog=f"{PROGRAM} VERB --help explains a verb. Training: see training/README.md.",
         formatter_class=_Help,
         allow_abbrev=False,
@@ -579,7 +687,6 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--image_column", help="column with the images; guessed when not given")
         options.add_argument("--label_column", help='column with the classes, "none" for none; guessed when not given')
         options.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images")
-        batch_size(sub)
 
     def batch_size(sub: argparse.ArgumentParser, default: int = BATCH_SIZE, unit: str = "images") -> None:
         sub.add_argument("--batch_size", type=_whole_number, default=default, help=f"{unit} at once")
@@ -594,13 +701,37 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         _evaluate,
         "measure a model and write one JSON",
-        "Reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the same size or "
-        "of equal bits, and a linear probe where there are labels. On a model folder the numbers go into its "
+        "Of images: reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the "
+        "same size or of equal bits, and a linear probe where there are labels. Of texts: ROUGE, readability, "
+        "length and reconstruction of the summaries, beside what needs no training. On a model folder the numbers go into its "
         "metrics.json and card (in the place of those of its training), which is what publish uploads; --output keeps "
         "them apart.",
     )
     model(evaluate)
     corpus(evaluate, "measure; train serves the baselines")
+    texts = evaluate.add_argument_group(
+        "corpus of a text model",
+        "CORPUS has the texts. What is not given is as in the training of the model if that was on these texts.",
+    )
+    texts.add_argument("--summaries", metavar="CORPUS", help="summaries of other texts; of the same corpus by default")
+    texts.add_argument("--validation", metavar="CORPUS", help="pairs to measure with; of the same corpus by default")
+    texts.add_argument("--text_column", help='column with the texts; "text" when not given')
+    texts.add_argument("--summary_column", help='column with the summaries; "summary" when not given')
+    texts.add_argument("--lowercase", action="store_true", default=None, help="lower-case everything")
+    texts.add_argument(
+        "--num_words", type=_whole_number, metavar="N", help="write exactly so many words; else the model decides"
+    )
+    texts.add_argument(
+        "--num_beams",
+        type=_whole_number,
+        metavar="N",
+        help=f"of the search; 1 is greedy, {NUM_BEAMS} when not given",
+    )
+    evaluate.add_argument(
+        "--batch_size",
+        type=_whole_number,
+        help=f"images or texts at once; {BATCH_SIZE} images or {TEXT_BATCH_SIZE} texts when not given",
+    )
     evaluate.add_argument(
         "--num_importance_samples",
         type=_whole_number,
@@ -617,6 +748,7 @@ def _parser() -> argparse.ArgumentParser:
     encode = verb("encode", _encode, "write the latents or codes of a corpus to a safetensors file")
     model(encode)
     corpus(encode, "encode")
+    batch_size(encode)
     encode.add_argument(
         "--content", choices=("latents", "codes"), help="what to write; codes for models that have them by default"
     )

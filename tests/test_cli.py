@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,14 +13,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers import pipeline
 
 import hf_autoencoders
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
-from hf_autoencoders.data import image_arrays, load_corpus
+from hf_autoencoders.data import image_arrays, load_corpus, load_text_pools
 from hf_autoencoders.evaluation import evaluate
+from hf_autoencoders.evaluation.summaries import evaluate_summarizer, format_table
+from hf_autoencoders.models.modeling_seq2seq2seq import Seq2Seq2SeqForConditionalGeneration
 from hf_autoencoders.training_arguments import ImageCorpusArguments
 
 
@@ -201,6 +205,64 @@ def summarizer(tmp_path_factory):
     tiny.model("seq2seq2seq-pointer", max_source_tokens=80).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def news(tmp_path):
+    """Parquet files: texts, summaries of others, and pairs, in columns of unusual names."""
+    words = " ".join(tiny.SENTENCES).split()
+    headlines = [f"{first} {second}" for first, second in itertools.pairwise(words)]
+    pairs = {"body": [*tiny.SENTENCES], "head": ["Oil prices rose", "bank left rate", "maze path", "prices rise"]}
+    columns = {
+        "texts": {"body": [f"{text} now" for text in tiny.SENTENCES]},
+        "summaries": {"head": headlines},
+        "pairs": pairs,
+    }
+    for name, content in columns.items():
+        Dataset.from_dict(content).to_parquet(tmp_path / f"{name}.parquet")
+    return {name: str(tmp_path / f"{name}.parquet") for name in columns}
+
+
+def test_evaluate_measures_a_summarizer(summarizer, news, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(summarizer, tmp_path / "model")
+    corpora = ["--summaries", news["summaries"], "--validation", news["pairs"]]
+    columns = ["--text_column", "body", "--summary_column", "head", "--lowercase"]
+    argv = ["evaluate", str(folder), news["texts"], "--num_words", "3", "--num_beams", "1", "--seed", "5"]
+    printed = run(capsys, *argv, *corpora, *columns)
+    result = json.loads((folder / "metrics.json").read_text())
+    assert format_table(result["table"]) in printed and f"written to {folder}/metrics.json" in printed
+    assert f"{result['metrics']['reconstruction_loss']:.6g}" in printed
+    assert result["corpus"]["rows"] == 4 and result["seed"] == 5 and result["name"] == "seq2seq2seq"
+    assert result["settings"]["num_words"] == 3 and result["settings"]["num_beams"] == 1
+    assert {example["reference"] for example in result["examples"]} >= {"oil prices rose"}, "lower-cased"
+    pools = load_text_pools(
+        news["texts"], *(news["summaries"], news["pairs"]), text_column="body", summary_column="head", lowercase=True
+    )
+    model, tokenizer = Seq2Seq2SeqForConditionalGeneration.from_pretrained(folder), tiny.tokenizer()
+    same = evaluate_summarizer(model, tokenizer, pools, num_words=3, num_beams=1, seed=5)
+    assert result["metrics"] == same["metrics"] and result["baselines"] == same["baselines"]
+
+    arguments = {"texts": news["texts"], "summaries": news["summaries"], "validation": news["pairs"]}
+    arguments |= {"text_column": "body", "summary_column": "head", "lowercase": True}
+    (folder / "run.json").write_text(json.dumps({"command": "python train.py", "arguments": arguments}))
+    assert cli.main([*argv, "-o", str(tmp_path / "other.json")]) == 0
+    told = capsys.readouterr().err
+    assert "as in training: --summaries" in told and "--text_column body --summary_column head --lowercase" in told
+    assert json.loads((tmp_path / "other.json").read_text())["metrics"] == result["metrics"]
+
+
+def test_evaluate_refuses_flags_of_the_other_kind(summarizer, folders, news, capsys):
+    for flags in (["--summaries", "digits"], ["--lowercase"], ["--num_beams", "2"], ["--num_words", "3"]):
+        message = fail(capsys, "evaluate", folders["vae"], "digits", *flags)
+        assert f"{flags[0]} is for text models, but {folders['vae']} is an image model" in message
+    for flags in (["--split", "test"], ["--label_column", "none"], ["--pictures", "p"], ["--skip_bad_images"]):
+        message = fail(capsys, "evaluate", summarizer, news["texts"], *flags)
+        assert f"{flags[0]} is for image models, but {summarizer} is a text model" in message
+    assert "has no column 'text'. Its columns are: body" in fail(
+        capsys, "evaluate", summarizer, news["texts"], "--validation", news["pairs"]
+    )
+    assert not (Path(summarizer) / "metrics.json").exists()
 
 
 def by_pipeline(summarizer, lines, **options):
@@ -408,7 +470,11 @@ def test_wrong_arguments_are_refused(argv, message, capsys):
 
 def test_defaults_are_those_of_the_library():
     arguments = cli._parser().parse_args(["evaluate", "model", "corpus"])
-    assert arguments.batch_size == evaluate.DEFAULT_BATCH_SIZE
+    assert cli.BATCH_SIZE == evaluate.DEFAULT_BATCH_SIZE
+    for flags in (cli.IMAGE_FLAGS, cli.TEXT_FLAGS):
+        assert {name: getattr(arguments, name) for name in flags} == flags
+    options = inspect.signature(evaluate_summarizer).parameters
+    assert (cli.TEXT_BATCH_SIZE, cli.NUM_BEAMS) == (options["batch_size"].default, options["num_beams"].default)
     assert arguments.num_importance_samples == evaluate.DEFAULT_IMPORTANCE_SAMPLES
     assert arguments.trust_remote_code is False
     for function in (load_corpus, ImageCorpusArguments):
