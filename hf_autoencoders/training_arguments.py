@@ -73,6 +73,7 @@ class ImageCorpusArguments(CorpusArguments):
 
     @property
     def name(self) -> str:
+        """The corpus in one word, for names of folders and runs."""
         return Path(self.dataset.rstrip("/")).name.split(".")[0]
 
 
@@ -95,6 +96,7 @@ class TextCorpusArguments(CorpusArguments):
 
     @property
     def name(self) -> str:
+        """The corpus in one word, for names of folders and runs: that of the texts."""
         return Path(self.texts.rstrip("/")).name.split(".")[0]
 
 

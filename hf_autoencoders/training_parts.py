@@ -66,6 +66,7 @@ class ImageBatch(Batch):
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are."""
         return self.pixel_values.device
 
 

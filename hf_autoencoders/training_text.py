@@ -237,6 +237,7 @@ class TextBatch(Batch):
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are."""
         return self.where
 
 
