@@ -702,10 +702,10 @@ def _parser() -> argparse.ArgumentParser:
         _evaluate,
         "measure a model and write one JSON",
         "Of images: reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the "
-        "same size or of equal bits, and a linear probe where there are labels. Of texts: ROUGE, readability, "
-        "length and reconstruction of the summaries, beside what needs no training. On a model folder the numbers go into its "
-        "metrics.json and card (in the place of those of its training), which is what publish uploads; --output keeps "
-        "them apart.",
+        "same size or of equal bits, and a linear probe where there are labels. Of texts: ROUGE, readability, length "
+        "and reconstruction of the summaries, beside what needs no training. On a model folder the numbers go into "
+        "its metrics.json and card (in the place of those of its training), which is what publish uploads; --output "
+        "keeps them apart.",
     )
     model(evaluate)
     corpus(evaluate, "measure; train serves the baselines")
