@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+
+from hf_autoencoders.publishing import save_for_hub
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
@@ -42,8 +45,18 @@ def demo_run(tmp_path_factory, script_env):
     return folder
 
 
-def test_python_blocks_run(demo_run, monkeypatch):
-    monkeypatch.chdir(demo_run)
+@pytest.fixture(scope="session")
+def summarizer_run(demo_run):
+    """The same folder, in which the end of `runs/demo-text` is what `make demo-text` leaves there, but untrained."""
+    tokenizer = tiny.tokenizer()
+    model = tiny.model("seq2seq2seq-pointer", max_summary_tokens=64, max_source_tokens=64)
+    model.set_word_starts(tokenizer)
+    save_for_hub(model, demo_run / "runs/demo-text/3_adversarial/final", processor=tokenizer)
+    return demo_run
+
+
+def test_python_blocks_run(summarizer_run, monkeypatch):
+    monkeypatch.chdir(summarizer_run)
     session = {"__name__": "readme"}
     for number, block in enumerate(blocks(TEXTS["README.md"], "python"), start=1):
         exec(compile(block, f"README.md, Python block {number}", "exec"), session)
@@ -55,6 +68,10 @@ def test_python_blocks_run(demo_run, monkeypatch):
     assert session["images"].shape == (2, 3, 28, 20)
     assert session["samples"].shape == (4, 3, 28, 20)
     assert len(session["features"][0]) == 8
+    (summary,), end = session["summary_ids"], session["summarizer"].config.eos_token_id
+    assert end in summary, "cut off before its last word: the tiny model of the fixture needs more tokens"
+    assert len(session["tokenizer"].decode(summary, skip_special_tokens=True).split()) == 6
+    assert session["restored_ids"].shape[0] == 1 < session["restored_ids"].shape[1]
 
 
 def test_demo_draws_its_picture(demo_run, tmp_path, script_env):
