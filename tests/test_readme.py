@@ -107,6 +107,8 @@ def test_flags_in_commands_exist(help_text):
             launcher_flags = [word for word in words[2:place] if word.startswith("--")]
             assert set(launcher_flags) <= {"--multi_gpu", "--num_processes", "--num_machines", "--mixed_precision"}
             assert (ROOT / words[place]).is_file(), words[place]
+        elif words[0] == "python" and words[1].endswith(".py"):
+            program, rest = (words[1],), words[2:]
         elif words[0] == "hf-autoencoders":
             verb = () if words[1].startswith("-") else (words[1],)
             program, rest = ("-m", "hf_autoencoders.cli", *verb), words[1 + len(verb) :]
