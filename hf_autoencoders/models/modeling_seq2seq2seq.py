@@ -468,6 +468,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
                 encoder_outputs=(states,),
                 decoder_input_ids=decoder_input_ids,
                 decoder_source_ids=input_ids,
+                decoder_num_words=num_words,
                 decoder_remaining_words=remaining,
                 return_dict=True,
             )

@@ -47,7 +47,7 @@ class CopyHead(nn.Module):
         """Short jumps are likelier than long ones; a word is rather finished than left."""
         return {
             "jump": -0.15 * torch.arange(self.MAX_JUMP),
-            "stay": torch.tensor(1.5),
+            "stay": torch.tensor(3.0),
             "place_weight": torch.tensor(1.0),
             "salience": torch.zeros_like(self.salience),
             "position": torch.zeros_like(self.position),
@@ -81,13 +81,13 @@ class CopyHead(nn.Module):
         jumps = F.conv1d(rows, kernel).view(after.shape) * begins
         return jumps + after * (begins * jump[0] + (1 - begins) * stay)
 
-    def selection(self, source_states, source_tokens, begins) -> torch.Tensor:
-        """Log-odds of each token of the source, if it begins a word, to be kept, float32 `(batch_size,
-        source_length)`."""
+    def selection(self, source_states, source_tokens, begins) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds of each token of the source, if it begins a word, to be kept, and the salience of each, float32
+        `(batch_size, source_length)`."""
         soft = source_tokens.ndim == 3
         salience = source_tokens.float() @ self.salience.float() if soft else self.salience[source_tokens].float()
         place = (begins.float().cumsum(1).long() - 1).clamp(0, self.MAX_POSITION - 1)
-        return self.keep(source_states)[..., 0].float() + salience + self.position[place].float()
+        return self.keep(source_states)[..., 0].float() + salience + self.position[place].float(), salience
 
     def forward(self, states, inputs, source_states, source_mask, source_tokens, begins, last, previous, most=None):
         """Where it points `(batch_size, length, source_length)`, and how far to trust that `(batch_size, length, 1)`;
@@ -106,8 +106,9 @@ class CopyHead(nn.Module):
         scores = self.query(states) @ self.key(source_states).transpose(1, 2) * states.shape[-1] ** -0.5
         scores, absent = scores.float(), source_mask[:, None, :] == 0
         begins = begins.float()
-        selection = self.selection(source_states, source_tokens, begins)
-        scores = scores + (begins * F.logsigmoid(selection))[:, None, :]
+        selection, salience = self.selection(source_states, source_tokens, begins)
+        # Within a word, salience tells punctuation, which summaries leave out, from the rest of the word.
+        scores = scores + torch.where(begins > 0.5, F.logsigmoid(selection), salience)[:, None, :]
         if last is not None:
             places = self.places(last, previous, source_tokens, begins).masked_fill(absent, 0.0)
             scores = scores + self.place_weight.float() * (places + 1e-3).log()
@@ -126,7 +127,7 @@ class CopyHead(nn.Module):
         word of the source."""
         kept = (source_tokens[:, :, None] == labels[:, None, :]).any(-1).float()
         words = begins.float() * source_mask.float()
-        logits = self.selection(source_states, source_tokens, begins)
+        logits, _ = self.selection(source_states, source_tokens, begins)
         losses = F.binary_cross_entropy_with_logits(logits, kept, reduction="none")
         return (losses * words).sum() / words.sum().clamp_min(1.0)
 
