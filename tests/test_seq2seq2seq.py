@@ -432,7 +432,8 @@ def test_the_reconstructor_has_no_countdown_and_no_selector():
     assert config.reconstructor.copy_head and config.reconstructor.d_model == SIZES["d_model"]
     for field in ("countdown_size", "selection_weight", "selection_ratio"):
         assert getattr(config.reconstructor, field) == 0 < getattr(config.summarizer, field)
-        with pytest.raises((StrictDataclassError, ValueError), match=rf"reconstructor: expected 0 for .* got {field} 3"):
+        refused = rf"reconstructor: expected 0 for .* got {field} 3"
+        with pytest.raises((StrictDataclassError, ValueError), match=refused):
             Seq2Seq2SeqConfig(summarizer=summarizer, reconstructor={**SIZES, field: 3})
 
 
