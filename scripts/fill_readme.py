@@ -90,12 +90,13 @@ def summaries_text(files: list[Path]) -> str:
         result = json.loads(file.read_text())
         metrics = result["metrics"]
         own, shuffled = metrics["reconstruction_accuracy"], metrics["shuffled_reconstruction_accuracy"]
-        parts.append(
-            f"**{result['corpus']['name']}**, {result['corpus']['rows']:,} validation pairs. From its own summary "
-            f"{own:.1%} of a text's tokens are restored, from another text's {shuffled:.1%} (teacher forcing); mean "
-            f"deviation from the words asked for: {metrics['length_deviation']:.2f}.\n\n{format_table(result['table'])}\n\n"
-            f"`{result['command']}` ({'; '.join(circumstances(result))})"
+        heading = f"**{result['corpus']['name']}**, {result['corpus']['rows']:,} validation pairs."
+        restored = (
+            f"From its own summary {own:.1%} of a text's tokens are restored, from another text's {shuffled:.1%} (teacher "
+            f"forcing); mean deviation from the words asked for: {metrics['length_deviation']:.2f}."
         )
+        how = f"`{result['command']}` ({'; '.join(circumstances(result))})"
+        parts.append("\n\n".join([f"{heading} {restored}", format_table(result["table"]), how]))
     return "\n\n".join(parts) or "No results are committed yet."
 
 
