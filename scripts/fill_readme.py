@@ -92,8 +92,8 @@ def summaries_text(files: list[Path]) -> str:
         own, shuffled = metrics["reconstruction_accuracy"], metrics["shuffled_reconstruction_accuracy"]
         heading = f"**{result['corpus']['name']}**, {result['corpus']['rows']:,} validation pairs."
         restored = (
-            f"From its own summary {own:.1%} of a text's tokens are restored, from another text's {shuffled:.1%} (teacher "
-            f"forcing); mean deviation from the words asked for: {metrics['length_deviation']:.2f}."
+            f"From its own summary {own:.1%} of a text's tokens are restored, from another text's {shuffled:.1%} "
+            f"(teacher forcing); mean deviation from the words asked for: {metrics['length_deviation']:.2f}."
         )
         how = f"`{result['command']}` ({'; '.join(circumstances(result))})"
         parts.append("\n\n".join([f"{heading} {restored}", format_table(result["table"]), how]))
