@@ -413,7 +413,9 @@ def summarize_texts(
 
 @torch.inference_mode()
 def restore_texts(model, tokenizer, summaries: Sequence[str], *, batch_size: int = 64, **generate_kwargs) -> list[str]:
-    """What the reconstructor writes when it has read the summaries alone; in their order."""
+    """What the reconstructor writes when it has read the summaries alone; in their order. No three tokens come twice in
+    a row of them, unless `no_repeat_ngram_size` says otherwise."""
+    generate_kwargs = {"no_repeat_ngram_size": 3, **generate_kwargs}
     result = [""] * len(summaries)
     for rows in _batches(summaries, batch_size):
         encoded = encode_texts(tokenizer, [summaries[row] for row in rows], model.config.max_source_tokens)
