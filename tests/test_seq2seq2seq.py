@@ -405,6 +405,10 @@ def test_masked_text_gives_what_the_short_text_gives():
     other = model(F.pad(ids, (0, 4)), F.pad(mask, (0, 4)), num_words=num_words)
     assert torch.equal(one.codes, other.codes)
     torch.testing.assert_close(one.loss, other.loss, atol=1e-5, rtol=1e-5)
+    decoder_input_ids = torch.tensor([[0, 12, 13]])
+    short = model(ids, mask, decoder_input_ids=decoder_input_ids).logits
+    long = model(F.pad(ids, (0, 4)), F.pad(mask, (0, 4)), decoder_input_ids=decoder_input_ids).logits
+    torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
 
 
 # ---- building

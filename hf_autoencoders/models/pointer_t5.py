@@ -61,10 +61,11 @@ class CopyHead(nn.Module):
         if source_tokens.ndim == 3:
             before = F.pad(source_tokens.float(), (0, 0, distance, 0))[:, :length]
             index = tokens.clamp_min(0)[:, None, :].expand(-1, length, -1)
-            found = before.gather(-1, index).transpose(1, 2) * (tokens >= 0)[..., None]
+            found = before.gather(-1, index).transpose(1, 2)
         else:
             before = F.pad(source_tokens, (distance, 0), value=-2)[:, :length]
             found = (tokens[:, :, None] == before[:, None, :]).float()
+        found = found * (tokens > 0)[..., None]  # 0 is padding everywhere but in front
         in_front = F.pad((tokens == 0)[..., None].float(), (distance - 1, length))[..., :length]
         return found + in_front
 
