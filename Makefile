@@ -6,9 +6,6 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1
-LAUNCH_TEXT := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	--num_cpu_threads_per_process 2 training/train_seq2seq2seq.py
-
 .PHONY: demo demo-text test test-slow check style bench clean
 .DEFAULT_GOAL := demo
 
@@ -28,9 +25,9 @@ TEXT := training/recipes/seq2seq2seq_docstrings
 demo-text: $(INSTALLED)
 	@rm -rf runs/demo-text
 	$(BIN)/python training/train_tokenizer.py --vocab_size 3000 --output_dir runs/demo-text/tokenizer
-	$(LAUNCH_TEXT) --recipe $(TEXT)_1_warm_start.yaml
-	$(LAUNCH_TEXT) --recipe $(TEXT)_2_autoencode.yaml
-	$(LAUNCH_TEXT) --recipe $(TEXT)_3_adversarial.yaml
+	$(LAUNCH) training/train_seq2seq2seq.py --recipe $(TEXT)_1_warm_start.yaml
+	$(LAUNCH) training/train_seq2seq2seq.py --recipe $(TEXT)_2_autoencode.yaml
+	$(LAUNCH) training/train_seq2seq2seq.py --recipe $(TEXT)_3_adversarial.yaml
 
 # The model tests of transformers itself run against every variant; they ship in its source distribution only.
 test: $(INSTALLED)
