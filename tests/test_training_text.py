@@ -279,7 +279,7 @@ def test_two_processes_equal_one(stage, corpus, stages, script_env, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     # which token is the likeliest, and which is sampled, may turn on the last bit, and then all that follows
