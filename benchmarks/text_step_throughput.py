@@ -48,7 +48,9 @@ class HandT5(nn.Module):
         self.copy_head, self.countdown = part.copy_head, part.countdown
         self.initials, self.width = part.initials, part.config.d_model
 
-    def decode(self, states, mask, source, decoder_ids, remaining=None, cache=None, labels=None):
+    def decode(
+        self, states, mask, source, decoder_ids, remaining=None, cache=None, labels=None, previous=None, most=None
+    ):
         inputs = self.shared(decoder_ids)
         if self.countdown is not None:
             inputs = inputs + self.countdown(remaining.clamp(0, self.countdown.num_embeddings - 1))
@@ -61,7 +63,9 @@ class HandT5(nn.Module):
         ).last_hidden_state
         logits = hidden * self.width**-0.5 @ self.shared.weight.T
         begins = source @ self.initials.float() if source.ndim == 3 else self.initials[source]
-        attention, gate = self.copy_head(hidden, inputs, states, mask, source, begins, decoder_ids)
+        if previous is None:
+            previous = F.pad(decoder_ids[:, :-1], (1, 0), value=-1)
+        attention, gate = self.copy_head(hidden, inputs, states, mask, source, begins, decoder_ids, previous, most)
         if labels is None:
             return self.copy_head.log_mixture(attention, gate, source, logits)
         nats = self.copy_head.label_nats(attention, gate, source, logits, labels.clamp_min(0))
@@ -82,6 +86,7 @@ class HandLoop:
         for part in (self.summarizer, self.reconstructor):
             part.encoder.embed_tokens = part.decoder.embed_tokens = part.shared
         self.most, self.tau, self.dropout = config.max_summary_tokens, config.gumbel_temperature, config.word_dropout
+        self.ratio = config.summarizer.selection_ratio
         parameters = dict.fromkeys([*self.summarizer.parameters(), *self.reconstructor.parameters()])
         self.parameters = list(parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=run.options.learning_rate, weight_decay=0.0, fused=True)
@@ -102,13 +107,17 @@ class HandLoop:
         begun = writer.initials[decoder_ids].long()
         words = (writer.initials[labels.clamp_min(0)] & (labels >= 0)).sum(1, keepdim=True)
         states = writer.encoder(ids, attention_mask=mask).last_hidden_state
-        return writer.decode(states, mask, ids, decoder_ids, words - begun.cumsum(1), labels=labels)
+        selected = writer.copy_head.selection_loss(states, mask, ids, writer.initials[ids], labels)
+        return writer.decode(states, mask, ids, decoder_ids, words - begun.cumsum(1), labels=labels) + selected
 
     def forbidden(self, remaining, first):
         starts, more = self.summarizer.initials, (remaining > 0)[..., None]
         tokens = torch.arange(len(starts))
         rule = (more & (tokens == 1)) | (~more & starts) | (first[..., None] & more & ~starts)
         return rule | (tokens == 0)
+
+    def most_copied(self, words):
+        return (words * self.ratio).ceil().long()
 
     @torch.no_grad()
     def sample(self, states, mask, ids, words, gumbel):
@@ -117,11 +126,12 @@ class HandLoop:
             torch.zeros_like(ids[:, :1]),
             words,
         )
-        done, written = torch.zeros_like(words, dtype=torch.bool), []
+        done, written, previous = torch.zeros_like(words, dtype=torch.bool), [], torch.full_like(token, -1)
         for step in range(self.most):
-            scores = self.summarizer.decode(states, mask, ids, token, remaining[:, None], cache)[:, -1]
+            limits = {"previous": previous, "most": self.most_copied(words)}
+            scores = self.summarizer.decode(states, mask, ids, token, remaining[:, None], cache, **limits)[:, -1]
             scores = scores.masked_fill(self.forbidden(remaining, remaining == words), -torch.inf) + gumbel[:, step]
-            token = scores.argmax(-1).masked_fill(done, 0)
+            previous, token = token, scores.argmax(-1).masked_fill(done, 0)
             remaining = remaining - (self.summarizer.initials[token] & ~done).long()
             done = done | (token == 1)
             written.append(token)
@@ -137,7 +147,7 @@ class HandLoop:
         codes = self.sample(states.detach(), mask, ids, words, gumbel)
         decoder_ids = shifted(codes)
         remaining = words[:, None] - self.summarizer.initials[decoder_ids].long().cumsum(1)
-        scores = self.summarizer.decode(states, mask, ids, decoder_ids, remaining)
+        scores = self.summarizer.decode(states, mask, ids, decoder_ids, remaining, most=self.most_copied(words))
         scores = scores.masked_fill(self.forbidden(remaining, remaining == words[:, None]), -1e9).log_softmax(-1)
         soft = ((scores + gumbel[:, : codes.shape[1]]) / self.tau).softmax(-1)
         soft = F.one_hot(codes, scores.shape[-1]) + soft - soft.detach()
