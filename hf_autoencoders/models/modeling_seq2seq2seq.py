@@ -413,7 +413,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         previous = torch.full_like(token, -1)
         remaining, done, written = num_words, torch.zeros_like(num_words, dtype=torch.bool), []
         for step in range(self.config.max_summary_tokens):
-            scores = summarizer(
+            logits = summarizer(
                 attention_mask=attention_mask,
                 encoder_outputs=(states,),
                 decoder_input_ids=token,
@@ -425,7 +425,7 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
                 use_cache=True,
                 return_dict=True,
             ).logits[:, -1]
-            scores = summarizer.log_probs(scores)
+            scores = summarizer.log_probs(logits)
             forbidden = forbidden_tokens(starts, remaining, remaining == num_words, ends, self.config.pad_token_id)
             scores = scores.masked_fill(forbidden, -torch.inf)
             if gumbel is not None:
@@ -462,19 +462,16 @@ class Seq2Seq2SeqForConditionalGeneration(PortableModel, GenerationMixin):
         # The same tokens once more, in one parallel pass with gradients.
         decoder_input_ids = summarizer._shift_right(codes)
         remaining = summarizer.remaining_words(decoder_input_ids, num_words)
-        scores = (
-            summarizer(
-                attention_mask=attention_mask,
-                encoder_outputs=(states,),
-                decoder_input_ids=decoder_input_ids,
-                decoder_source_ids=input_ids,
-                decoder_num_words=num_words,
-                decoder_remaining_words=remaining,
-                return_dict=True,
-            )
-            .logits.float()
-            .log_softmax(-1)
-        )
+        logits = summarizer(
+            attention_mask=attention_mask,
+            encoder_outputs=(states,),
+            decoder_input_ids=decoder_input_ids,
+            decoder_source_ids=input_ids,
+            decoder_num_words=num_words,
+            decoder_remaining_words=remaining,
+            return_dict=True,
+        ).logits
+        scores = summarizer.log_probs(logits)
         first = remaining == num_words[:, None]
         ends, pad = summarizer.eos_token_ids, config.pad_token_id
         forbidden = forbidden_tokens(summarizer.initials, remaining, first, ends, pad)
