@@ -98,17 +98,22 @@ def _quantize_and_update(
     kmeans_iterations: int,
     cosine: bool,
     update_codebook: bool,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One training step of a codebook, in place: start or revive entries, assign the vectors, update the averages.
 
     Args:
         vectors (`(N, D)`): float32, without gradient.
+        mask (`(N,)`, bool): the vectors that count; the others are padding, and get the code 0.
         codebook (`(K, D)`), usage (`(K,)`), sums (`(K, D)`), num_updates (`()`): the state of the quantiser.
 
     Returns:
         codes `(N,)` and their entries `(N, D)`, as they were before the moving average took this batch in.
     """
     num_codes = len(codebook)
+    every_vector = vectors
+    if mask is not None:
+        vectors = vectors[mask]
 
     def place(entries):
         return F.normalize(entries, dim=-1) if cosine else entries
@@ -142,6 +147,9 @@ def _quantize_and_update(
         means = sums / usage.clamp_min(1e-8).unsqueeze(1)
         codebook.copy_(torch.where((usage > 1e-8).unsqueeze(1), place(means), codebook))
     num_updates.add_(1)
+    if mask is not None:
+        every_code = codes.new_zeros(len(every_vector)).masked_scatter_(mask, codes)
+        return every_code, torch.zeros_like(every_vector).masked_scatter_(mask.unsqueeze(1), entries)
     return codes, entries
 
 
@@ -153,8 +161,16 @@ quantize_and_update = torch.library.custom_op(
 
 
 @quantize_and_update.register_fake
-def _(vectors, codebook, *_):
+def _(vectors, codebook, *_, **__):
     return vectors.new_empty(len(vectors), dtype=torch.int64), torch.empty_like(vectors)
+
+
+def _mean_squared(one: torch.Tensor, other: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean squared difference of vectors `(N, D)`, over those of `mask`."""
+    if mask is None:
+        return F.mse_loss(one, other)
+    total = (one - other).square().masked_fill(~mask.unsqueeze(1), 0).sum()
+    return total / (mask.sum() * one.shape[1]).clamp_min(1)
 
 
 class VectorQuantizer(nn.Module):
@@ -216,13 +232,14 @@ class VectorQuantizer(nn.Module):
         return super()._apply(keep_float32, recurse)
 
     def forward(
-        self, vectors: torch.Tensor, update: bool
+        self, vectors: torch.Tensor, update: bool, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Quantise vectors.
 
         Args:
             vectors (`(N, D)`): float32.
             update (`bool`): whether this is a training step, which updates the codebook's statistics.
+            mask (`(N,)`, bool): the vectors that are not padding. The others get the code 0, and count for nothing.
 
         Returns:
             the chosen entries `(N, D)` (without gradient to `vectors`), codes `(N,)`, the commitment loss and, for
@@ -247,6 +264,7 @@ class VectorQuantizer(nn.Module):
                     self.kmeans_iterations if start else 0,
                     self.cosine,
                     self.codebook_update == "ema",
+                    mask,
                 )
             if not compiling:
                 self.has_started = True
@@ -254,12 +272,13 @@ class VectorQuantizer(nn.Module):
             with torch.no_grad():
                 codebook = self.codebook.float()
                 codes = nearest_codes(vectors, F.normalize(codebook, dim=-1) if self.cosine else codebook)
+                codes = codes if mask is None else codes * mask
                 entries = self.decode(codes)
         codebook_loss = None
         if self.codebook_update == "gradient":
             entries = self.decode(codes)
-            codebook_loss = F.mse_loss(entries, vectors.detach())
-        return entries, codes, F.mse_loss(vectors, entries.detach()), codebook_loss
+            codebook_loss = _mean_squared(entries, vectors.detach(), mask)
+        return entries, codes, _mean_squared(vectors, entries.detach(), mask), codebook_loss
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes `(...)` to entries `(..., D)`."""
@@ -282,13 +301,14 @@ class ResidualVectorQuantizer(nn.Module):
         )
 
     def forward(
-        self, latents: torch.Tensor, update: bool = False
+        self, latents: torch.Tensor, update: bool = False, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Quantise a grid of vectors, in float32 whatever the dtype or autocast.
 
         Args:
             latents (`(batch_size, D, *grid)`): a grid of any rank, e.g. `(height, width)` or `(frames,)`.
             update (`bool`): whether this is a training step, which updates the codebooks' statistics.
+            mask (`(batch_size, *grid)`, bool): the places that are not padding. The others get the code 0.
 
         Returns:
             quantised latents of the same shape and dtype (straight-through), codes `(batch_size, num_codebooks,
@@ -298,8 +318,9 @@ class ResidualVectorQuantizer(nn.Module):
             channels_last = latents.float().movedim(1, -1)
             vectors = channels_last.reshape(-1, channels_last.shape[-1])
             residual, quantized, codes, commitment, codebook = vectors, 0.0, [], [], []
+            mask = None if mask is None else mask.reshape(-1)
             for quantizer in self.quantizers:
-                entries, level_codes, commitment_loss, codebook_loss = quantizer(residual, update)
+                entries, level_codes, commitment_loss, codebook_loss = quantizer(residual, update, mask)
                 residual, quantized = residual - entries.detach(), quantized + entries
                 codes.append(level_codes)
                 commitment.append(commitment_loss)

@@ -16,7 +16,7 @@ from transformers.utils import can_return_tuple
 from .base import PreTrainedAutoencoder
 from .bottlenecks import FiniteScalarQuantizer, ResidualVectorQuantizer
 from .configuration_vqvae import VQVAEConfig
-from .layers import ImageDecoder, ImageEncoder, check_latents, check_pixel_values
+from .layers import ImageDecoder, ImageEncoder, check_codes, check_latents, check_pixel_values
 from .outputs import QuantizedEncoderOutput, VQVAEOutput
 
 
@@ -88,23 +88,8 @@ class VQVAEModel(PreTrainedAutoencoder):
         Raises:
             TypeError, ValueError: codes of another dtype or shape, or outside `[0, config.num_codes)`.
         """
-        if not torch.is_tensor(codes) or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            kind = codes.dtype if torch.is_tensor(codes) else type(codes).__name__
-            raise TypeError(f"codes must be an integer tensor, got {kind}")
-        if tuple(codes.shape[1:]) != self.config.codes_shape:
-            expected = ", ".join(map(str, ("batch_size", *self.config.codes_shape)))
-            raise ValueError(
-                f"codes must have shape ({expected}), which is (batch_size, num_codebooks, height, width), "
-                f"got {tuple(codes.shape)}"
-            )
-        codes = codes.long()
-        if not torch.compiler.is_compiling() and codes.numel():
-            low, high = codes.aminmax()
-            if low < 0 or high >= self.config.num_codes:
-                raise ValueError(
-                    f"codes must be from 0 to {self.config.num_codes - 1}, got values from {low} to {high}"
-                )
-        return self.decode(self.quantizer.decode(codes))
+        check_codes(codes, self.config.codes_shape, "height, width", self.config.num_codes)
+        return self.decode(self.quantizer.decode(codes.long()))
 
     @can_return_tuple
     def forward(

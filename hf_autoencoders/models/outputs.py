@@ -128,6 +128,84 @@ class VQVAEOutput(ModelOutput):
 
 
 @dataclass
+class SpeechEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, latent frames, latent_size)`): what is said; 0 in padding.
+        audio_codes (`torch.LongTensor` of shape `(batch_size, num_codebooks, latent frames)`, *optional*): indices in
+            `[0, codebook_size)` of a quantised content; 0 in padding.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, latent frames)`): 1 for frames, 0 for padding.
+        mean, log_variance (`torch.FloatTensor` of the shape of `latents`, *optional*): a Gaussian posterior.
+    """
+
+    latents: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    attention_mask: torch.LongTensor | None = None
+    mean: torch.FloatTensor | None = None
+    log_variance: torch.FloatTensor | None = None
+
+    @property
+    def codes(self) -> torch.LongTensor | None:
+        """`audio_codes`, as the codes of other variants are called."""
+        return self.audio_codes
+
+
+@dataclass
+class SpeechAutoencoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, latent frames, latent_size)`): what is said, after the
+            bottleneck; 0 in padding.
+        audio_codes (`torch.LongTensor` of shape `(batch_size, num_codebooks, latent frames)`, *optional*): its indices,
+            where it is quantised; 0 in padding.
+        reconstruction (`torch.FloatTensor` of shape `(batch_size, frames, num_mel_bins)`): log-mels; 0 in padding.
+        speaker_embeddings (`torch.FloatTensor` of shape `(batch_size, speaker_size)`): who says it.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, latent frames)`): of the latents.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the sum of the terms below times their weights.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): absolute error of the log-mels, mean over
+            mel bins and real frames.
+        kl_loss (`torch.FloatTensor` of shape `()`, *optional*): KL(q(z|x) || N(0, I)) in nats per latent frame.
+        commitment_loss, codebook_loss (`torch.FloatTensor` of shape `()`, *optional*): see [`VQVAEOutput`].
+        speaker_adversarial_loss (`torch.FloatTensor` of shape `()`, *optional*): cross-entropy of the speaker, from the
+            content: low where the content tells who speaks.
+        speaker_classifier_loss (`torch.FloatTensor` of shape `()`, *optional*): cross-entropy of the speaker, from the
+            real clips.
+        conversion_loss (`torch.FloatTensor` of shape `()`, *optional*): the same classifier's cross-entropy of the
+            target speaker, from converted clips.
+        content_consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): mean absolute difference between the
+            content of clips and of their conversions.
+        speaker_consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): 1 - cosine similarity between the
+            speaker embeddings of conversions and those they were made with.
+        mean, log_variance (`torch.FloatTensor` of the shape of `latents`, *optional*): a Gaussian posterior.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each block of the content encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    speaker_embeddings: torch.FloatTensor | None = None
+    attention_mask: torch.LongTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl_loss: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    codebook_loss: torch.FloatTensor | None = None
+    speaker_adversarial_loss: torch.FloatTensor | None = None
+    speaker_classifier_loss: torch.FloatTensor | None = None
+    conversion_loss: torch.FloatTensor | None = None
+    content_consistency_loss: torch.FloatTensor | None = None
+    speaker_consistency_loss: torch.FloatTensor | None = None
+    mean: torch.FloatTensor | None = None
+    log_variance: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def codes(self) -> torch.LongTensor | None:
+        """`audio_codes`, as the codes of other variants are called."""
+        return self.audio_codes
+
+
+@dataclass
 class PointerT5Output(Seq2SeqLMOutput):
     """
     `Seq2SeqLMOutput`, and
