@@ -301,15 +301,9 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
                 if name in terms:
                     losses[name] = terms[name]
                     loss = loss + getattr(config, weight) * terms[name]
-            disentangling, more = self._disentangle(
-                input_features.to(dtype).mT,
-                mask,
-                latents,
-                terms["content"],
-                latent_mask,
-                speaker_embeddings,
-                speaker_ids,
-            )
+            encoded = (latents, terms["content"], latent_mask)
+            features = input_features.to(dtype).mT
+            disentangling, more = self._disentangle(features, mask, encoded, speaker_embeddings, speaker_ids)
             losses |= more
             losses["loss"] = loss + disentangling
         if output_hidden_states is None:

@@ -1,8 +1,8 @@
 """Parts of the auto-encoders of speech: encoders of content and of speaker, decoder, classifier.
 
 Inside, features are `(batch_size, channels, frames)`, and a mask `(batch_size, 1, frames)` is 1 for real frames and 0
-for padding. Every layer sees zeros in the padding, as convolutions see beyond the ends, and statistics over time leave it
-out: what comes out for a clip does not depend on what it is padded to.
+for padding. Every layer sees zeros in the padding, as convolutions see beyond the ends, and statistics over time leave
+it out: what comes out for a clip does not depend on what it is padded to.
 """
 
 import torch
