@@ -337,6 +337,7 @@ def test_for_model_keeps_the_times_of_frames():
 
 def test_save_and_load_by_class_and_by_remote_code(small, tmp_path, monkeypatch):
     from transformers import AutoFeatureExtractor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     expected = features(small, CLIP)
     small.save_pretrained(tmp_path)
@@ -365,9 +366,13 @@ def test_save_and_load_by_class_and_by_remote_code(small, tmp_path, monkeypatch)
     saved["a_key_of_a_later_version"] = 1
     file.write_text(json.dumps(saved))
     shutil.copy(feature_extraction_speech.__file__, tmp_path)
-    travelled = AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=True)
-    assert type(travelled) is not SpeechFeatureExtractor
-    assert torch.equal(features(travelled, CLIP), expected)
+    travelled = get_class_from_dynamic_module(saved["auto_map"]["AutoFeatureExtractor"], tmp_path)
+    assert travelled is not SpeechFeatureExtractor
+    for loaded in (
+        travelled.from_pretrained(tmp_path),
+        AutoFeatureExtractor.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        assert torch.equal(features(loaded, CLIP), expected)
 
 
 # ---- and back
