@@ -27,9 +27,11 @@ class SpeechAutoencoderConfig(AutoencoderBaseConfig):
             Samples from one frame of features to the next, as the feature extractor has it.
         hidden_size (`int`, *optional*, defaults to 128):
             Channels of all convolutions.
-        num_encoder_blocks, num_decoder_blocks (`int`, *optional*, defaults to 4):
-            Residual blocks of the content encoder, and of the decoder.
-        num_speaker_blocks (`int`, *optional*, defaults to 3):
+        num_encoder_blocks (`int`, *optional*, defaults to 3):
+            Residual blocks of the content encoder.
+        num_decoder_blocks (`int`, *optional*, defaults to 4):
+            Residual blocks of the decoder.
+        num_speaker_blocks (`int`, *optional*, defaults to 2):
             Residual blocks of the speaker encoder.
         num_downsamplings (`int`, *optional*, defaults to 1):
             How often the content encoder halves the number of frames.
@@ -38,8 +40,9 @@ class SpeechAutoencoderConfig(AutoencoderBaseConfig):
         hidden_act (`str`, *optional*, defaults to `"gelu"`):
             Activation between layers: `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
         instance_norm (`bool`, *optional*, defaults to `True`):
-            Give each channel of the content encoder mean 0 and variance 1 over the frames of a clip, which takes away
-            what is the same in all of them: most of the speaker and the microphone (Chou et al. 2019).
+            Give each channel of the content encoder, and the content itself, mean 0 and variance 1 over the frames of a
+            clip, which takes away what is the same in all of them: part of the speaker and the microphone (Chou et al.
+            2019).
         speaker_size (`int`, *optional*, defaults to 64):
             Length of the speaker embedding.
         num_speakers (`int`, *optional*, defaults to 0):
@@ -63,9 +66,9 @@ class SpeechAutoencoderConfig(AutoencoderBaseConfig):
     sampling_rate: int = validated_field(at_least(1), default=16000)
     hop_length: int = validated_field(at_least(1), default=200)
     hidden_size: int = validated_field(at_least(1), default=128)
-    num_encoder_blocks: int = validated_field(at_least(1), default=4)
+    num_encoder_blocks: int = validated_field(at_least(1), default=3)
     num_decoder_blocks: int = validated_field(at_least(1), default=4)
-    num_speaker_blocks: int = validated_field(at_least(1), default=3)
+    num_speaker_blocks: int = validated_field(at_least(1), default=2)
     num_downsamplings: int = validated_field(in_range(0, 8), default=1)
     kernel_size: int = validated_field(odd, default=5)
     hidden_act: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
@@ -94,11 +97,10 @@ class SpeechAutoencoderConfig(AutoencoderBaseConfig):
         return max(self.conversion_weight, self.content_consistency_weight, self.speaker_consistency_weight) > 0
 
     def validate_levels(self):
-        blocks = min(self.num_encoder_blocks, self.num_decoder_blocks)
-        if self.num_downsamplings > blocks:
+        if self.num_downsamplings > self.num_encoder_blocks:
             raise ValueError(
-                "each halving of the frames needs a block in the encoder and one in the decoder: expected "
-                f"num_downsamplings of at most {blocks}, got {self.num_downsamplings}"
+                "a block of the content encoder halves the frames once at most: expected num_downsamplings of at most "
+                f"num_encoder_blocks={self.num_encoder_blocks}, got {self.num_downsamplings}"
             )
 
     def validate_speakers(self):

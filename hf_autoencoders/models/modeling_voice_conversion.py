@@ -41,10 +41,12 @@ class VoiceConversionModel(PreTrainedSpeechAutoencoder):
 
     def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None):
         if self.config.content_bottleneck == "none":
-            return content, None, {}
+            content = self._normalise(content, mask)
+            return content, None, {"content": content}
         if self.config.content_bottleneck == "vq":
             return self._quantize(content, mask)
         mean, log_variance = content.float().chunk(2, dim=1)
+        mean = self._normalise(mean, mask)
         if epsilon is None:
             epsilon = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
         elif epsilon.shape != mean.mT.shape:
@@ -53,8 +55,14 @@ class VoiceConversionModel(PreTrainedSpeechAutoencoder):
             epsilon = epsilon.float().mT
         latents = mean + torch.exp(0.5 * log_variance) * epsilon
         kl_loss = masked_mean(gaussian_kl(mean, log_variance), mask) * mean.shape[1]
-        terms = {"kl_loss": kl_loss, "mean": (mean * mask).mT, "log_variance": (log_variance * mask).mT}
-        return latents.to(content.dtype), None, terms
+        dtype = content.dtype
+        terms = {
+            "content": mean.to(dtype),
+            "kl_loss": kl_loss,
+            "mean": (mean * mask).mT,
+            "log_variance": (log_variance * mask).mT,
+        }
+        return latents.to(dtype), None, terms
 
 
 __all__ = ["VoiceConversionModel"]

@@ -168,11 +168,11 @@ class SpeechAutoencoderOutput(ModelOutput):
         commitment_loss, codebook_loss (`torch.FloatTensor` of shape `()`, *optional*): see [`VQVAEOutput`].
         speaker_adversarial_loss (`torch.FloatTensor` of shape `()`, *optional*): cross-entropy of the speaker, from the
             content: low where the content tells who speaks.
-        speaker_classifier_loss (`torch.FloatTensor` of shape `()`, *optional*): cross-entropy of the speaker, from the
+        voice_classifier_loss (`torch.FloatTensor` of shape `()`, *optional*): cross-entropy of the speaker, from the
             real clips.
         conversion_loss (`torch.FloatTensor` of shape `()`, *optional*): the same classifier's cross-entropy of the
             target speaker, from converted clips.
-        content_consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): mean absolute difference between the
+        content_consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): mean squared difference between the
             content of clips and of their conversions.
         speaker_consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): 1 - cosine similarity between the
             speaker embeddings of conversions and those they were made with.
@@ -191,7 +191,7 @@ class SpeechAutoencoderOutput(ModelOutput):
     commitment_loss: torch.FloatTensor | None = None
     codebook_loss: torch.FloatTensor | None = None
     speaker_adversarial_loss: torch.FloatTensor | None = None
-    speaker_classifier_loss: torch.FloatTensor | None = None
+    voice_classifier_loss: torch.FloatTensor | None = None
     conversion_loss: torch.FloatTensor | None = None
     content_consistency_loss: torch.FloatTensor | None = None
     speaker_consistency_loss: torch.FloatTensor | None = None

@@ -21,10 +21,12 @@ from .configuration_speech import QuantizerConfig, SpeechAutoencoderConfig
 from .layers import TrainingStepCounter
 from .outputs import SpeechAutoencoderOutput, SpeechEncoderOutput
 from .speech_layers import (
+    ContentClassifier,
     ContentEncoder,
-    SpeakerClassifier,
+    MaskedInstanceNorm,
     SpeakerEncoder,
     SpeechDecoder,
+    VoiceClassifier,
     downsample_mask,
     masked_mean,
     reverse_gradient,
@@ -82,15 +84,13 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
 
     def __init__(self, config: SpeechAutoencoderConfig, num_bottleneck_inputs: int):
         super().__init__(config)
-        self.content_encoder = ContentEncoder(config)
-        self.to_latents = nn.Conv1d(config.hidden_size, num_bottleneck_inputs, kernel_size=1)
+        self.content_encoder = ContentEncoder(config, num_bottleneck_inputs)
+        self.content_norm = MaskedInstanceNorm() if config.instance_norm else None
         self.speaker_encoder = SpeakerEncoder(config, config.speaker_size)
-        self.decoder = SpeechDecoder(config, config.latent_size)
+        self.decoder = SpeechDecoder(config)
         adversarial, converting = config.speaker_adversarial_weight > 0, config.conversion_weight > 0
-        self.content_classifier = (
-            SpeakerClassifier(config.latent_size, config.hidden_size, config.num_speakers) if adversarial else None
-        )
-        self.speaker_classifier = SpeakerEncoder(config, config.num_speakers) if converting else None
+        self.content_classifier = ContentClassifier(config) if adversarial else None
+        self.voice_classifier = VoiceClassifier(config) if converting else None
         self.training_steps = TrainingStepCounter()
 
     @torch.no_grad()
@@ -104,23 +104,26 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
     # ---- the two encoders
 
     def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None):
-        """Latents `(batch_size, latent_size, frames)`, codes or None, and what belongs into the output by name."""
+        """Latents `(batch_size, latent_size, frames)`, codes or None, and by name: losses, what else belongs into the
+        output, and `content`: the latents before noise or rounding."""
         raise NotImplementedError
 
     def _quantize(self, content: torch.Tensor, mask: torch.Tensor):
         """The bottleneck of variants with a `quantizer`."""
+        content = self._normalise(content, mask)
         latents, codes, commitment_loss, codebook_loss = self.quantizer(content, self.training, mask.squeeze(1).bool())
-        losses = {"commitment_loss": commitment_loss, "codebook_loss": codebook_loss}
-        return latents, codes, {name: value for name, value in losses.items() if value is not None}
+        terms = {"content": content, "commitment_loss": commitment_loss, "codebook_loss": codebook_loss}
+        return latents, codes, {name: value for name, value in terms.items() if value is not None}
 
     def _content(self, features: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None = None):
         """What `_bottleneck` gives for features `(batch_size, frames, num_mel_bins)`, the mask, and hidden states."""
-        features = features.to(self.to_latents.weight.dtype).mT * mask
-        hidden_state, mask, hidden_states = self.content_encoder(features, mask)
-        content = self.to_latents(hidden_state) * mask
+        content, mask, hidden_states = self.content_encoder(features.to(mask.dtype).mT * mask, mask)
         latents, codes, terms = self._bottleneck(content, mask, epsilon)
-        terms["content"] = content[:, : self.config.latent_size]  # before noise or rounding
         return latents * mask, codes, terms, mask, hidden_states
+
+    def _normalise(self, content: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean 0 and variance 1 over the frames of a clip, where the content encoder normalises at all."""
+        return content if self.content_norm is None else self.content_norm(content, mask)
 
     @can_return_tuple
     def encode(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None) -> SpeechEncoderOutput:
@@ -131,7 +134,7 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
             attention_mask (`torch.LongTensor` of shape `(batch_size, frames)`, *optional*): 0 for padding.
         """
         check_features("input_features", input_features, self.config.num_mel_bins)
-        input_features = input_features.to(self.to_latents.weight.dtype)
+        input_features = input_features.to(self.content_encoder.output.weight.dtype)
         mask = as_mask("attention_mask", attention_mask, input_features)
         latents, codes, terms, latent_mask, _ = self._content(input_features, mask)
         kept = {name: terms[name] for name in ("mean", "log_variance") if name in terms}
@@ -158,15 +161,21 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
             `(batch_size, speaker_size)`.
         """
         check_features("speaker_features", speaker_features, self.config.num_mel_bins, ranks=(3, 4))
-        speaker_features = speaker_features.to(self.to_latents.weight.dtype)
+        speaker_features = speaker_features.to(self.content_encoder.output.weight.dtype)
         mask = as_mask("speaker_attention_mask", speaker_attention_mask, speaker_features)
         clips = speaker_features.reshape(-1, *speaker_features.shape[-2:])
-        embeddings = self.speaker_encoder(clips.mT * mask, mask)
+        embeddings = self._embed(clips.mT * mask, mask)
         if speaker_features.ndim == 3:
             return embeddings
         batch_size, num_clips = speaker_features.shape[:2]
         counts = mask.amax(-1).view(batch_size, num_clips, 1)
         return (embeddings.view(batch_size, num_clips, -1) * counts).sum(1) / counts.sum(1).clamp_min(1)
+
+    def _embed(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Speaker embeddings of the length sqrt(speaker_size), as that of standard normal vectors."""
+        embeddings = self.speaker_encoder(features, mask)
+        length = self.config.speaker_size**0.5
+        return (F.normalize(embeddings.float(), dim=-1) * length).to(embeddings.dtype)
 
     # ---- and back
 
@@ -207,7 +216,7 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
                 f"{latents.shape[1]} latent frames are those of {(latents.shape[1] - 1) * config.downsampling + 1} to "
                 f"{latents.shape[1] * config.downsampling} frames of features, got {frames} of them"
             )
-        dtype = self.to_latents.weight.dtype
+        dtype = self.content_encoder.output.weight.dtype
         mask = latents.new_ones((len(latents), 1, frames), dtype=dtype)
         if attention_mask is not None:
             mask = mask * attention_mask.unsqueeze(1).to(dtype)
@@ -279,7 +288,7 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
         """
         config = self.config
         check_features("input_features", input_features, config.num_mel_bins)
-        dtype = self.to_latents.weight.dtype
+        dtype = self.content_encoder.output.weight.dtype
         mask = as_mask("attention_mask", attention_mask, input_features.to(dtype))
         if content_features is None:
             content_features = input_features
@@ -331,30 +340,34 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
         if config.disentangling_warmup_steps > 0:
             strength = (self.training_steps() / config.disentangling_warmup_steps).clamp(max=1)
         if self.content_classifier is not None and speaker_ids is not None:
-            reversed_latents = reverse_gradient(latents, strength * config.speaker_adversarial_weight)
-            logits = self.content_classifier(reversed_latents.to(latents.dtype), latent_mask)
-            losses["speaker_adversarial_loss"] = F.cross_entropy(logits.float(), speaker_ids)
+            reversed_content = reverse_gradient(content, strength * config.speaker_adversarial_weight)
+            logits = self.content_classifier(reversed_content.to(content.dtype), latent_mask)
+            entropies = F.cross_entropy(
+                logits.float(), speaker_ids.unsqueeze(1).expand(-1, logits.shape[-1]), reduction="none"
+            )
+            losses["speaker_adversarial_loss"] = masked_mean(entropies.unsqueeze(1), latent_mask)
             total = total + losses["speaker_adversarial_loss"]
         if not config.converts_in_training:
             return total, losses
         # Each clip in the voice of the one before it in the batch: batches are shuffled.
         targets = speaker_embeddings.detach().roll(1, 0)
         converted = self._decode(latents, mask, targets)
-        if self.speaker_classifier is not None and speaker_ids is not None:
-            logits = self.speaker_classifier(features * mask, mask)
-            losses["speaker_classifier_loss"] = F.cross_entropy(logits.float(), speaker_ids)
-            frozen = {name: weight.detach() for name, weight in self.speaker_classifier.named_parameters()}
-            logits = functional_call(self.speaker_classifier, frozen, (converted, mask))
+        if self.voice_classifier is not None and speaker_ids is not None:
+            logits = self.voice_classifier(features * mask, mask)
+            losses["voice_classifier_loss"] = F.cross_entropy(logits.float(), speaker_ids)
+            frozen = {name: weight.detach() for name, weight in self.voice_classifier.named_parameters()}
+            logits = functional_call(self.voice_classifier, frozen, (converted, mask))
             losses["conversion_loss"] = F.cross_entropy(logits.float(), speaker_ids.roll(1, 0))
-            total = total + losses["speaker_classifier_loss"]
+            total = total + losses["voice_classifier_loss"]
             total = total + strength * config.conversion_weight * losses["conversion_loss"]
         if config.content_consistency_weight > 0:
-            hidden_state, _, _ = self.content_encoder(converted, mask)
-            again = self.to_latents(hidden_state)[:, : config.latent_size]
-            losses["content_consistency_loss"] = masked_mean((again - content.detach()).abs(), latent_mask)
+            again, _, _ = self.content_encoder(converted, mask)
+            again = self._normalise(again[:, : config.latent_size], latent_mask)
+            distance = (again.float() - content.detach().float()).square()
+            losses["content_consistency_loss"] = masked_mean(distance, latent_mask)
             total = total + strength * config.content_consistency_weight * losses["content_consistency_loss"]
         if config.speaker_consistency_weight > 0:
-            similarity = F.cosine_similarity(self.speaker_encoder(converted, mask).float(), targets.float())
+            similarity = F.cosine_similarity(self._embed(converted, mask).float(), targets.float())
             losses["speaker_consistency_loss"] = (1 - similarity).mean()
             total = total + strength * config.speaker_consistency_weight * losses["speaker_consistency_loss"]
         return total, losses

@@ -5,6 +5,8 @@ for padding. Every layer sees zeros in the padding, as convolutions see beyond t
 it out: what comes out for a clip does not depend on what it is padded to.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -29,164 +31,192 @@ def downsample_mask(mask: torch.Tensor, times: int) -> torch.Tensor:
 
 
 class MaskedInstanceNorm(nn.Module):
-    """Mean 0 and variance 1 over the real frames of each channel (Ulyanov et al. 2016), without parameters."""
+    """Mean 0 and variance 1 over the real frames of each channel (Ulyanov et al. 2016), without parameters.
+
+    Args:
+        scale (`bool`): False takes the mean away and leaves the variance as it is.
+    """
 
     epsilon = 1e-5
 
-    def forward(self, hidden_state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        mean, variance = masked_statistics(hidden_state, mask)
-        normalised = (hidden_state.float() - mean) * torch.rsqrt(variance + self.epsilon)
-        return (normalised * mask).to(hidden_state.dtype)
-
-
-class AdaptiveInstanceNorm(nn.Module):
-    """Instance normalisation whose scale and shift are made of a condition (Huang & Belongie 2017)."""
-
-    def __init__(self, channels: int, condition_size: int):
+    def __init__(self, scale: bool = True):
         super().__init__()
-        self.norm = MaskedInstanceNorm()
-        self.affine = nn.Linear(condition_size, 2 * channels)
+        self.scale = scale
 
-    def forward(self, hidden_state: torch.Tensor, mask: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.affine(condition).unsqueeze(-1).chunk(2, dim=1)
-        return (self.norm(hidden_state, mask) * (1 + scale) + shift) * mask
+    def forward(self, hidden_state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        dtype, mask = hidden_state.dtype, mask.float()
+        frames = mask.sum(-1, keepdim=True).clamp_min(1)
+        hidden_state = hidden_state.float() * mask
+        hidden_state = (hidden_state - hidden_state.sum(-1, keepdim=True) / frames) * mask
+        if self.scale:
+            variance = hidden_state.square().sum(-1, keepdim=True) / frames
+            hidden_state = hidden_state * torch.rsqrt(variance + self.epsilon)
+        return hidden_state.to(dtype)
 
 
 class SpeechBlock(GradientCheckpointingLayer):
-    """Residual block of two convolutions over time, `(batch_size, channels, frames)`.
+    """Residual block of two convolutions over time: `(batch_size, channels, frames)` to the same shape.
 
     Args:
-        norm (`str`): before each activation: `"none"`, `"instance"`, or `"adaptive"` (made of `condition`).
-        stride (`int`): 2 halves the number of frames, rounded up.
+        norm (`bool`): normalise after each convolution (instance normalisation).
+        speaker_size (`int`): scale and shift what was normalised by a condition of this length (Huang & Belongie 2017:
+            adaptive instance normalisation); 0: there is none.
     """
 
-    def __init__(self, config: SpeechAutoencoderConfig, norm: str, stride: int = 1):
+    def __init__(self, config: SpeechAutoencoderConfig, norm: bool, speaker_size: int = 0):
         super().__init__()
         channels, size = config.hidden_size, config.kernel_size
-        self.stride, self.adaptive = stride, norm == "adaptive"
-        if norm == "none":
-            self.norm1 = self.norm2 = None
-        elif norm == "instance":
-            self.norm1, self.norm2 = MaskedInstanceNorm(), MaskedInstanceNorm()
-        else:
-            self.norm1, self.norm2 = (AdaptiveInstanceNorm(channels, config.speaker_size) for _ in range(2))
         self.conv1 = nn.Conv1d(channels, channels, size, padding=size // 2)
-        self.conv2 = nn.Conv1d(channels, channels, size, stride=stride, padding=size // 2)
+        self.conv2 = nn.Conv1d(channels, channels, min(size, 3), padding=min(size, 3) // 2)
+        self.norm = MaskedInstanceNorm() if norm else None
+        self.affine = nn.Linear(speaker_size, 4 * channels) if speaker_size else None
         self.activation = ACT2FN[config.hidden_act]
 
-    def _normalise(self, norm, hidden_state, mask, condition):
-        if norm is None:
-            return hidden_state
-        return norm(hidden_state, mask, condition) if self.adaptive else norm(hidden_state, mask)
-
     def forward(
-        self, hidden_state: torch.Tensor, mask: torch.Tensor, condition: torch.Tensor | None = None
+        self, hidden_state: torch.Tensor, mask: torch.Tensor, speaker_embeddings: torch.Tensor | None = None
     ) -> torch.Tensor:
-        residual = self.activation(self._normalise(self.norm1, hidden_state, mask, condition)) * mask
-        residual = self.conv1(residual) * mask
-        residual = self.activation(self._normalise(self.norm2, residual, mask, condition)) * mask
-        residual = self.conv2(residual)
-        if self.stride > 1:
-            hidden_state, mask = hidden_state[..., :: self.stride], mask[..., :: self.stride]
+        residual = self.conv1(hidden_state)
+        if self.norm is not None:
+            residual = self.norm(residual, mask)
+        if self.affine is not None:
+            scale1, shift1, scale2, shift2 = self.affine(speaker_embeddings).unsqueeze(-1).chunk(4, dim=1)
+            residual = torch.addcmul(shift1, residual, 1 + scale1)
+        residual = self.conv2(self.activation(residual) * mask)
+        if self.norm is not None:
+            residual = self.norm(residual, mask)
+        if self.affine is not None:
+            residual = torch.addcmul(shift2, residual, 1 + scale2)
         return (hidden_state + residual) * mask
 
 
-class ContentEncoder(nn.Module):
-    """What is said: `(batch_size, num_mel_bins, frames)` to `(batch_size, hidden_size, latent frames)`."""
+def halve_frames(hidden_state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Means of each two real frames in a row: `(batch_size, channels, frames)` to `(..., (frames + 1) // 2)`."""
+    if mask.shape[-1] % 2:
+        hidden_state, mask = F.pad(hidden_state, (0, 1)), F.pad(mask, (0, 1))
+    counts = F.avg_pool1d(mask, 2)  # 1, 1/2 or 0
+    return F.avg_pool1d(hidden_state, 2) / counts.clamp_min(0.5)
 
-    def __init__(self, config: SpeechAutoencoderConfig):
+
+class ContentEncoder(nn.Module):
+    """What is said: `(batch_size, num_mel_bins, frames)` to `(batch_size, num_outputs, latent frames)`."""
+
+    def __init__(self, config: SpeechAutoencoderConfig, num_outputs: int):
         super().__init__()
-        norm = "instance" if config.instance_norm else "none"
         size = config.kernel_size
+        self.num_downsamplings = config.num_downsamplings
+        self.center = MaskedInstanceNorm(scale=False) if config.instance_norm else None
         self.input = nn.Conv1d(config.num_mel_bins, config.hidden_size, size, padding=size // 2)
-        strides = [2] * config.num_downsamplings + [1] * (config.num_encoder_blocks - config.num_downsamplings)
-        self.blocks = nn.ModuleList(SpeechBlock(config, norm, stride) for stride in strides)
-        self.norm = MaskedInstanceNorm() if config.instance_norm else None
+        self.activation = ACT2FN[config.hidden_act]
+        self.blocks = nn.ModuleList(SpeechBlock(config, config.instance_norm) for _ in range(config.num_encoder_blocks))
+        self.output = nn.Conv1d(config.hidden_size, num_outputs, 1)
 
     def forward(
         self, features: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
         """Returns the content, its mask, and the output of every block."""
-        hidden_state = self.input(features) * mask
+        if self.center is not None:
+            features = self.center(features, mask)
+        hidden_state = self.activation(self.input(features)) * mask
         hidden_states = ()
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             hidden_state = block(hidden_state, mask)
-            mask = mask[..., :: block.stride]
+            if index < self.num_downsamplings:
+                hidden_state, mask = halve_frames(hidden_state, mask), downsample_mask(mask, 1)
             hidden_states += (hidden_state,)
-        if self.norm is not None:
-            hidden_state = self.norm(hidden_state, mask)
-        return hidden_state, mask, hidden_states
+        return self.output(hidden_state) * mask, mask, hidden_states
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and standard deviation of each channel over the real frames (Snyder et al. 2018), then two linear layers:
+    `(batch_size, hidden_size, frames)` to `(batch_size, num_outputs)`."""
+
+    def __init__(self, config: SpeechAutoencoderConfig, num_outputs: int):
+        super().__init__()
+        self.hidden = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.hidden_size, num_outputs)
+
+    def forward(self, hidden_state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        mean, variance = masked_statistics(hidden_state, mask)
+        # the small number keeps the gradient of the root finite where nothing varies
+        pooled = torch.cat([mean, (variance + 1e-5).sqrt()], dim=1).squeeze(-1)
+        return self.output(self.activation(self.hidden(pooled.to(self.hidden.weight.dtype))))
 
 
 class SpeakerEncoder(nn.Module):
-    """Who says it: `(batch_size, num_mel_bins, frames)` to `(batch_size, num_outputs)`, whatever the order of frames.
-
-    Mean and standard deviation over time of convolutional features (Snyder et al. 2018 call it statistics pooling).
-    """
+    """Who says it: `(batch_size, num_mel_bins, frames)` to `(batch_size, num_outputs)`."""
 
     def __init__(self, config: SpeechAutoencoderConfig, num_outputs: int):
         super().__init__()
         size = config.kernel_size
         self.input = nn.Conv1d(config.num_mel_bins, config.hidden_size, size, padding=size // 2)
-        self.blocks = nn.ModuleList(SpeechBlock(config, "none") for _ in range(config.num_speaker_blocks))
-        self.output = nn.Linear(2 * config.hidden_size, num_outputs)
+        self.activation = ACT2FN[config.hidden_act]
+        self.blocks = nn.ModuleList(SpeechBlock(config, norm=False) for _ in range(config.num_speaker_blocks))
+        self.pooling = StatisticsPooling(config, num_outputs)
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden_state = self.input(features) * mask
+        hidden_state = self.activation(self.input(features)) * mask
         for block in self.blocks:
             hidden_state = block(hidden_state, mask)
-        mean, variance = masked_statistics(hidden_state, mask)
-        # the small number keeps the gradient of the root finite where nothing varies
-        pooled = torch.cat([mean, (variance + 1e-5).sqrt()], dim=1).squeeze(-1)
-        return self.output(pooled.to(self.output.weight.dtype))
+        return self.pooling(hidden_state, mask)
 
 
 class SpeechDecoder(nn.Module):
     """Content `(batch_size, latent_size, latent frames)` and speaker to features `(batch_size, num_mel_bins, frames)`.
 
-    The frames double before each of the last blocks, by repetition. Adaptive instance normalisation puts the speaker
-    in.
+    Latent frames are repeated first. The speaker comes in by adaptive instance normalisation, and by what is added to
+    every frame of the output: the average spectrum of a voice.
     """
 
-    def __init__(self, config: SpeechAutoencoderConfig, latent_size: int):
+    def __init__(self, config: SpeechAutoencoderConfig):
         super().__init__()
         size = config.kernel_size
-        self.num_upsamplings = config.num_downsamplings
-        self.input = nn.Conv1d(latent_size, config.hidden_size, size, padding=size // 2)
-        self.blocks = nn.ModuleList(SpeechBlock(config, "adaptive") for _ in range(config.num_decoder_blocks))
-        self.norm = AdaptiveInstanceNorm(config.hidden_size, config.speaker_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.output = nn.Conv1d(config.hidden_size, config.num_mel_bins, size, padding=size // 2)
+        self.downsampling, self.num_downsamplings = config.downsampling, config.num_downsamplings
+        self.input = nn.Conv1d(config.latent_size, config.hidden_size, size, padding=size // 2)
+        blocks = (SpeechBlock(config, True, config.speaker_size) for _ in range(config.num_decoder_blocks))
+        self.blocks = nn.ModuleList(blocks)
+        self.output = nn.Conv1d(config.hidden_size, config.num_mel_bins, 1)
+        self.average = nn.Linear(config.speaker_size, config.num_mel_bins)
 
     def forward(self, latents: torch.Tensor, mask: torch.Tensor, speaker_embeddings: torch.Tensor) -> torch.Tensor:
         """`mask` is that of the output; the latents' is every 2**n-th frame of it."""
-        level = self.num_upsamplings
-        hidden_state = self.input(latents) * downsample_mask(mask, level)
-        for index, block in enumerate(self.blocks):
-            if level and len(self.blocks) - index <= level + 1:
-                level -= 1
-                size = downsample_mask(mask, level).shape[-1]
-                hidden_state = hidden_state.repeat_interleave(2, dim=-1)[..., :size] * downsample_mask(mask, level)
-            hidden_state = block(hidden_state, downsample_mask(mask, level), speaker_embeddings)
-        hidden_state = self.activation(self.norm(hidden_state, mask, speaker_embeddings)) * mask
-        return self.output(hidden_state) * mask
+        hidden_state = self.input(latents) * downsample_mask(mask, self.num_downsamplings)
+        if self.downsampling > 1:
+            hidden_state = hidden_state.repeat_interleave(self.downsampling, dim=-1)[..., : mask.shape[-1]]
+        hidden_state = hidden_state * mask
+        for block in self.blocks:
+            hidden_state = block(hidden_state, mask, speaker_embeddings)
+        return (self.output(hidden_state) + self.average(speaker_embeddings).unsqueeze(-1)) * mask
 
 
-class SpeakerClassifier(nn.Module):
-    """Logits of the speaker from content, frame by frame with some context, averaged: `(batch_size, num_speakers)`."""
+class ContentClassifier(nn.Module):
+    """Logits of the speaker at each frame of the content: `(batch_size, num_speakers, latent frames)`."""
 
-    def __init__(self, latent_size: int, hidden_size: int, num_speakers: int):
+    def __init__(self, config: SpeechAutoencoderConfig):
         super().__init__()
-        self.conv1 = nn.Conv1d(latent_size, hidden_size, 5, padding=2)
-        self.conv2 = nn.Conv1d(hidden_size, hidden_size, 5, padding=2)
-        self.output = nn.Linear(2 * hidden_size, num_speakers)
+        sizes = [config.latent_size, *[config.hidden_size] * 3]
+        self.convs = nn.ModuleList(nn.Conv1d(i, o, 3, padding=1) for i, o in pairwise(sizes))
+        self.output = nn.Conv1d(config.hidden_size, config.num_speakers, 1)
 
     def forward(self, latents: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden_state = F.relu(self.conv1(latents * mask)) * mask
-        hidden_state = F.relu(self.conv2(hidden_state)) * mask
-        mean, variance = masked_statistics(hidden_state, mask)
-        pooled = torch.cat([mean, (variance + 1e-5).sqrt()], dim=1).squeeze(-1)
-        return self.output(pooled.to(self.output.weight.dtype))
+        for conv in self.convs:
+            latents = F.leaky_relu(conv(latents), 0.1) * mask
+        return self.output(latents)
+
+
+class VoiceClassifier(nn.Module):
+    """Logits of the speaker of a clip: `(batch_size, num_mel_bins, frames)` to `(batch_size, num_speakers)`."""
+
+    def __init__(self, config: SpeechAutoencoderConfig):
+        super().__init__()
+        sizes = [config.num_mel_bins, *[config.hidden_size] * 3]
+        self.convs = nn.ModuleList(nn.Conv1d(i, o, 5, padding=2) for i, o in pairwise(sizes))
+        self.pooling = StatisticsPooling(config, config.num_speakers)
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            features = F.leaky_relu(conv(features), 0.1) * mask
+        return self.pooling(features, mask)
 
 
 def reverse_gradient(tensor: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
