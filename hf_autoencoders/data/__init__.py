@@ -12,6 +12,7 @@ _HOME = {
     "image_arrays": "images",
     "to_pixel_values": "images",
     "load_docstrings": "docstrings",
+    "load_espeak_corpus": "espeak",
     "LengthBucketedBatches": "text",
     "TextPools": "text",
     "encode_texts": "text",
