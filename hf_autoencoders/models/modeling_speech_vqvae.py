@@ -36,8 +36,8 @@ class SpeechVQVAEModel(PreTrainedSpeechAutoencoder, PreTrainedAudioTokenizerBase
         self.quantizer = make_quantizer(config)
         self.post_init()
 
-    def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None):
-        return self._quantize(content, mask)
+    def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None, training: bool):
+        return self._quantize(content, mask, training)
 
     def decode_codes(
         self,

@@ -39,16 +39,16 @@ class VoiceConversionModel(PreTrainedSpeechAutoencoder):
         self.quantizer = make_quantizer(config) if config.content_bottleneck == "vq" else None
         self.post_init()
 
-    def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None):
+    def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None, training: bool):
         if self.config.content_bottleneck == "none":
             content = self._normalise(content, mask)
             return content, None, {"content": content}
         if self.config.content_bottleneck == "vq":
-            return self._quantize(content, mask)
+            return self._quantize(content, mask, training)
         mean, log_variance = content.float().chunk(2, dim=1)
         mean = self._normalise(mean, mask)
         if epsilon is None:
-            epsilon = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+            epsilon = torch.randn_like(mean) if training else torch.zeros_like(mean)
         elif epsilon.shape != mean.mT.shape:
             raise ValueError(f"epsilon must have shape {tuple(mean.mT.shape)}, got {tuple(epsilon.shape)}")
         else:

@@ -103,22 +103,28 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
 
     # ---- the two encoders
 
-    def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None):
+    def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None, training: bool):
         """Latents `(batch_size, latent_size, frames)`, codes or None, and by name: losses, what else belongs into the
         output, and `content`: the latents before noise or rounding."""
         raise NotImplementedError
 
-    def _quantize(self, content: torch.Tensor, mask: torch.Tensor):
+    def _quantize(self, content: torch.Tensor, mask: torch.Tensor, training: bool):
         """The bottleneck of variants with a `quantizer`."""
         content = self._normalise(content, mask)
-        latents, codes, commitment_loss, codebook_loss = self.quantizer(content, self.training, mask.squeeze(1).bool())
+        latents, codes, commitment_loss, codebook_loss = self.quantizer(content, training, mask.squeeze(1).bool())
         terms = {"content": content, "commitment_loss": commitment_loss, "codebook_loss": codebook_loss}
         return latents, codes, {name: value for name, value in terms.items() if value is not None}
 
-    def _content(self, features: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None = None):
+    def _content(
+        self,
+        features: torch.Tensor,
+        mask: torch.Tensor,
+        epsilon: torch.Tensor | None = None,
+        training: bool = False,
+    ):
         """What `_bottleneck` gives for features `(batch_size, frames, num_mel_bins)`, the mask, and hidden states."""
         content, mask, hidden_states = self.content_encoder(features.to(mask.dtype).mT * mask, mask)
-        latents, codes, terms = self._bottleneck(content, mask, epsilon)
+        latents, codes, terms = self._bottleneck(content, mask, epsilon, training)
         return latents * mask, codes, terms, mask, hidden_states
 
     def _normalise(self, content: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -297,7 +303,8 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
                 f"content_features must have the shape of input_features, {tuple(input_features.shape)}, "
                 f"got {tuple(content_features.shape)}"
             )
-        latents, codes, terms, latent_mask, hidden_states = self._content(content_features, mask, epsilon)
+        encoded = self._content(content_features, mask, epsilon, self.training)
+        latents, codes, terms, latent_mask, hidden_states = encoded
         if speaker_features is None:
             speaker_features, speaker_attention_mask = input_features, attention_mask
         speaker_embeddings = self.encode_speaker(speaker_features, speaker_attention_mask)
