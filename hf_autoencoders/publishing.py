@@ -5,8 +5,8 @@
 
 Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json` or a
 tokenizer, the code that these name, `README.md` (the model card) and, where they are there, `metrics.json`, `run.json`,
-`recipe.yaml` and pictures. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with
-what configuration, run and metrics say. What was not measured is not in it. Whoever edits a card takes its first
+`recipe.yaml`, pictures and sounds. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled
+with what configuration, run and metrics say. What was not measured is not in it. Whoever edits a card takes its first
 comment line out, and owns it then.
 
 `model.save_pretrained` and `model.push_to_hub` lead here too (`models/portable.py`).
@@ -43,12 +43,26 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
     "reconstructions.png": "Validation images (above) and their reconstructions (below).",
     "samples.png": "Samples from the prior.",
+    "conversions.png": "Log-mel features of speech, of the voice to convert it to, and of the conversion.",
+}
+SOUNDS = {
+    "source.wav": "What is said",
+    "target.wav": "The voice to convert it to",
+    "converted.wav": "The conversion",
+    "reconstruction.wav": "What is said, encoded and decoded in its own voice",
 }
 LICENSE = "apache-2.0"
 PRIVATE_ARGUMENTS = ("output_dir", "cache_dir", "hub_model_id")  # of a run: they say nothing about the model
 CARD_MARK = (
     "<!-- Written by hf_autoencoders from config.json and metrics.json. Delete this line to keep your own edits. -->"
 )
+
+
+# modality -> how its processor, which no model knows, comes into the folder
+SAVED_BESIDE = {
+    "text": ", and tokenizer.save_pretrained(folder)",
+    "audio": ", and feature_extractor.save_pretrained(folder)",
+}
 
 
 class IncompleteFolderError(ValueError):
@@ -77,14 +91,15 @@ def save_for_hub(
     Args:
         model: a model of this package, also one that was loaded with `trust_remote_code=True`.
         output_dir: the folder; it is made if needed.
-        processor: the image processor or tokenizer the model was trained with. By default the image processor that fits
-            its configuration. A tokenizer has to be given, unless one lies in the folder, which is kept.
+        processor: the image processor, tokenizer or feature extractor the model was trained with. By default the image
+            processor that fits its configuration. A tokenizer or feature extractor has to be given, unless one lies in
+            the folder, which is kept.
         metrics: what was measured, as written by `hf-autoencoders evaluate`, or a path to it. Without it, a
             `metrics.json` that lies in the folder is kept.
         run: how it was trained, as a training run's `run.json` has it (`{"command": ..., "arguments": {...},
             "machine": ..., "versions": {...}}`), or a path to that; kept likewise.
-        pictures: PNG files to publish; the card shows `reconstructions.png` and `samples.png`, also those that lie in
-            the folder already.
+        pictures: PNG and WAV files to publish; the card shows those that `PICTURES` and `SOUNDS` name, also those that
+            lie in the folder already.
         model_id: `"organisation/name"`, for the card's code example. By default the folder's name until it is pushed.
         max_shard_size: as in `save_pretrained`.
 
@@ -112,7 +127,11 @@ def save_for_hub(
             arguments = run.get("arguments", {})
             run["arguments"] = {name: value for name, value in arguments.items() if name not in PRIVATE_ARGUMENTS}
             _write_json(folder / RUN, run)
-        kept = (*PICTURES, CARD, *(TOKENIZER_FILES if processor is None else ()))
+        kept = [*PICTURES, *SOUNDS, CARD]
+        if processor is None:
+            kept += TOKENIZER_FILES
+            if variant.modality == "audio":
+                kept += [PROCESSOR, f"{variant.processor.partition('.')[0]}.py"]
         kept = [output_dir / name for name in kept if (output_dir / name).is_file()]
         for file in (*kept, *map(Path, pictures)):
             shutil.copyfile(file, folder / file.name)
@@ -136,32 +155,33 @@ def save_for_hub(
 def save_processor(config, folder: str | os.PathLike) -> dict[str, str]:
     """Write the image processor that fits a configuration, with its code, unless the folder has a processor already.
 
-    Returns the processor's entry of `auto_map`, empty for a variant without one.
+    Tokenizers and feature extractors are not written: their vocabulary and statistics are learned, and no configuration
+    has them. Returns the processor's entry of `auto_map` where its code is in the folder.
     """
     variant = variant_of(config)
     if not variant.processor:
         return {}
-    if not (Path(folder) / PROCESSOR).is_file():
+    if variant.modality == "image" and not (Path(folder) / PROCESSOR).is_file():
         variant.processor_class().for_model(config).save_pretrained(folder)
     module = variant.processor.partition(".")[0]
-    return {"AutoImageProcessor": variant.processor} if (Path(folder) / f"{module}.py").is_file() else {}
+    return {variant.processor_auto_class: variant.processor} if (Path(folder) / f"{module}.py").is_file() else {}
 
 
 def published_files(folder: str | os.PathLike) -> list[str]:
     """The names of the files that [`push_folder`] uploads: of a folder that may hold checkpoints and logs as well."""
     folder = Path(folder)
     names = [CONFIG, GENERATION, PROCESSOR, *TOKENIZER_FILES, CARD, METRICS, RUN, RECIPE, WEIGHTS, WEIGHTS_INDEX]
-    names += [*PICTURES]
+    names += [*PICTURES, *SOUNDS]
     names += [file.name for file in (*folder.glob("model-*-of-*.safetensors"), *_code_files(folder))]
     return sorted(name for name in set(names) if (folder / name).is_file())
 
 
-def check_folder(folder: str | os.PathLike, *, tokenizer: bool = True) -> None:
+def check_folder(folder: str | os.PathLike, *, processor: bool = True) -> None:
     """Check that a folder will load where this package is not installed. It reads no weights, and takes milliseconds.
 
     Args:
         folder: the folder.
-        tokenizer: whether a folder of a text model must hold the tokenizer, too.
+        processor: whether the folder must hold a tokenizer (of a text model) or feature extractor (of speech), too.
 
     Raises:
         IncompleteFolderError: with all that is missing or wrong.
@@ -177,10 +197,12 @@ def check_folder(folder: str | os.PathLike, *, tokenizer: bool = True) -> None:
     variant = VARIANTS.get((config or {}).get("model_type"))
     if variant is not None:
         wanted[CONFIG] += list(variant.heads)
-        if variant.processor:
+        if variant.processor and (processor or variant.modality == "image" or (folder / PROCESSOR).is_file()):
             wanted[PROCESSOR] = [variant.processor_auto_class]
         if variant.modality == "text":
-            problems += _tokenizer_problems(folder, variant.config_class().from_dict(config), tokenizer)
+            problems += _tokenizer_problems(folder, variant.config_class().from_dict(config), processor)
+        if variant.modality == "audio":
+            problems += _feature_extractor_problems(folder, variant.config_class().from_dict(config))
     for name, auto_classes in wanted.items():
         entries = ((config if name == CONFIG else _read_json(folder / name, problems)) or {}).get("auto_map") or {}
         problems += [f"auto_map in {name} has no {auto}" for auto in auto_classes if auto not in entries]
@@ -202,7 +224,7 @@ def check_folder(folder: str | os.PathLike, *, tokenizer: bool = True) -> None:
         raise IncompleteFolderError(
             f"{folder} is not a complete model folder of hf_autoencoders:\n{listed}\n"
             "Write it with save_for_hub(model, folder) or model.save_pretrained(folder)"
-            f"{', and tokenizer.save_pretrained(folder)' if variant and variant.modality == 'text' else ''}."
+            f"{SAVED_BESIDE.get(variant.modality, '') if variant else ''}."
         )
 
 
@@ -217,6 +239,17 @@ def _tokenizer_problems(folder: Path, config, required: bool) -> list[str]:
         return [f"{TOKENIZER[0]} is no tokenizer: {error}"]
     problem = vocabulary_problem(num_tokens, config.get_text_config().vocab_size)
     return [f"{TOKENIZER[0]}: {problem}"] if problem else []
+
+
+def _feature_extractor_problems(folder: Path, config) -> list[str]:
+    """Where the feature extractor in the folder of a speech model makes other features than the model was made for."""
+    theirs = _read_json(folder / PROCESSOR, []) or {}
+    names = {"feature_size": "num_mel_bins", "sampling_rate": "sampling_rate", "hop_length": "hop_length"}
+    return [
+        f"{PROCESSOR}: {name} is {theirs[name]}, but {field} of the model {getattr(config, field)}"
+        for name, field in names.items()
+        if name in theirs and theirs[name] != getattr(config, field)
+    ]
 
 
 def vocabulary_problem(num_tokens: int, vocab_size: int) -> str:
@@ -354,7 +387,7 @@ METRIC_NAMES = {
     "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
-UNITS = {"image": "images", "text": "texts"}  # modality -> what a corpus has rows of
+UNITS = {"image": "images", "text": "texts", "audio": "clips"}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",
@@ -454,16 +487,21 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         training=_training_section(run),
         corpus=_corpus(metrics, run).get("name", ""),
         tokenizer=all((folder / name).is_file() for name in TOKENIZER),
+        feature_extractor=(folder / PROCESSOR).is_file(),
         pictures="".join(
             f"![{text}]({name})\n\n*{text}*\n\n" for name, text in PICTURES.items() if (folder / name).is_file()
         ),
+        sounds="".join(f"- [{text}]({name})\n" for name, text in SOUNDS.items() if (folder / name).is_file()),
     )
-    tag = PIPELINE_TAGS[auto_class]
+    tag = "audio-to-audio" if variant.modality == "audio" else PIPELINE_TAGS[auto_class]
+    own_tags = {"hf_autoencoders", "autoencoder", variant.name.replace("_", "-"), config.model_type}
+    own_tags |= {"audio", "speech"} if variant.modality == "audio" else set()
     data = ModelCardData(
         license=LICENSE,
         library_name="transformers",
         pipeline_tag=tag,
-        tags=sorted({"hf_autoencoders", "autoencoder", variant.name, config.model_type, *tags, *_card_tags(folder)}),
+        tags=sorted({*own_tags, *tags, *_card_tags(folder)}),
+        **({"language": languages} if (languages := _corpus(metrics, run).get("languages")) else {}),
         **({"model_name": name, "eval_results": results} if (results := _eval_results(metrics, tag)) else {}),
         **({"datasets": [_corpus(metrics, run)["name"]]} if _is_from_hub(_corpus(metrics, run)) else {}),
     )
@@ -601,7 +639,7 @@ def push_folder(
     commit_message: str | None = None,
     commit_description: str | None = None,
     create_pr: bool = False,
-    tokenizer: bool = True,
+    processor: bool = True,
 ):
     """Upload a folder that [`save_for_hub`] wrote; of other files in it, such as checkpoints, nothing.
 
@@ -617,7 +655,7 @@ def push_folder(
         revision: branch to commit to, created if needed.
         commit_message, commit_description: of the commit.
         create_pr: open a pull request instead of committing to the branch.
-        tokenizer: whether a folder of a text model must hold the tokenizer, too.
+        processor: whether the folder must hold a tokenizer (of a text model) or feature extractor (of speech), too.
 
     Returns:
         huggingface_hub.CommitInfo: with `commit_url`, `oid` and, with `create_pr`, `pr_url`.
@@ -626,7 +664,7 @@ def push_folder(
         IncompleteFolderError: the folder fails [`check_folder`]; nothing was sent then.
         huggingface_hub.errors.HfHubHTTPError: no right to write (403), unknown token (401), or the Hub's own trouble.
     """
-    check_folder(folder, tokenizer=tokenizer)
+    check_folder(folder, processor=processor)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     write_card(folder, model_id=repo_id)
@@ -651,7 +689,7 @@ def push_model(
     """What `model.push_to_hub(repo_id, ...)` does, see [`push_folder`] for the arguments.
 
     A card and a processor that the repository has already stay as they are: a model alone does not know better. It does
-    not know its tokenizer at all: `tokenizer.push_to_hub(repo_id)` pushes that, and the card says so.
+    not know its tokenizer or feature extractor at all: that has a `push_to_hub(repo_id)` of its own, as the card says.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -660,7 +698,7 @@ def push_model(
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size or "50GB")
         write_card(folder, model_id=repo_id, tags=tags or ())
-        check_folder(folder, tokenizer=False)
+        check_folder(folder, processor=False)
         files = [name for name in published_files(folder) if name not in {CARD, PROCESSOR} & there]
         return _upload(api, Path(folder), repo_id, files, revision, commit_message, commit_description, create_pr)
 

@@ -50,7 +50,8 @@ class Variant:
     @property
     def processor_auto_class(self) -> str:
         """The Auto class that loads what makes model inputs."""
-        return {"image": "AutoImageProcessor", "text": "AutoTokenizer"}[self.modality]
+        auto_classes = {"image": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}
+        return auto_classes[self.modality]
 
     @property
     def auto_map(self) -> dict[str, str]:
@@ -76,6 +77,7 @@ class Variant:
 
 
 _IMAGE_PROCESSOR = "image_processing_autoencoder.AutoencoderImageProcessor"
+_FEATURE_EXTRACTOR = "feature_extraction_speech.SpeechFeatureExtractor"
 
 VARIANTS: dict[str, Variant] = {
     variant.model_type: variant
@@ -109,6 +111,23 @@ VARIANTS: dict[str, Variant] = {
             model="modeling_seq2seq2seq.Seq2Seq2SeqForConditionalGeneration",
             heads={"AutoModelForSeq2SeqLM": "modeling_seq2seq2seq.Seq2Seq2SeqForConditionalGeneration"},
             modality="text",
+        ),
+        Variant(
+            name="voice_conversion",
+            title="Voice conversion auto-encoder",
+            config="configuration_voice_conversion.VoiceConversionConfig",
+            model="modeling_voice_conversion.VoiceConversionModel",
+            processor=_FEATURE_EXTRACTOR,
+            modality="audio",
+        ),
+        Variant(
+            name="speech_vqvae",
+            title="Vector-quantised auto-encoder of speech",
+            config="configuration_speech_vqvae.SpeechVQVAEConfig",
+            model="modeling_speech_vqvae.SpeechVQVAEModel",
+            processor=_FEATURE_EXTRACTOR,
+            heads={"AutoModelForAudioTokenization": "modeling_speech_vqvae.SpeechVQVAEModel"},
+            modality="audio",
         ),
     )
 }
@@ -145,6 +164,19 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, Callable[[], None]]]:
             getattr(modeling_auto, auto_class).register(variant.config_class(), _resolve(reference), exist_ok=True)
 
         yield f"{auto}.modeling_auto", register_model
+
+    if variant.modality == "audio":
+        # AutoProcessor, too: it would try an image processor first, and ask whether to run code for that
+        for auto_class, module in (
+            ("AutoFeatureExtractor", "feature_extraction_auto"),
+            ("AutoProcessor", "processing_auto"),
+        ):
+
+            def register_feature_extractor(auto_class=auto_class, module=module):
+                auto_class = getattr(sys.modules[f"{auto}.{module}"], auto_class)
+                auto_class.register(variant.config_class(), variant.processor_class(), exist_ok=True)
+
+            yield f"{auto}.{module}", register_feature_extractor
 
     if variant.modality != "image":
         return
@@ -209,7 +241,7 @@ class _AutoRegistration(importlib.abc.MetaPathFinder):
 
 
 def register_auto_classes() -> None:
-    """Make `AutoConfig`, `AutoModel`, the heads' Auto classes, `AutoImageProcessor` and `pipeline` know every variant.
+    """Make `AutoConfig`, `AutoModel`, the heads' Auto classes, those of processors, and `pipeline` know every variant.
 
     `AutoTokenizer` needs no telling: a saved tokenizer names its class itself. What is imported already is told at
     once, the rest when it is imported. Called by `import hf_autoencoders`.

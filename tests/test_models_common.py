@@ -18,13 +18,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, Tra
 from hf_autoencoders import VARIANTS
 from hf_autoencoders.models.configuration_seq2seq2seq import FOR_SUMMARIES_ALONE
 from hf_autoencoders.models.layers import ResidualBlock
+from hf_autoencoders.models.speech_layers import SpeechBlock
 
 every_configuration = pytest.mark.parametrize("name", tiny.NAMES)
 every_variant = pytest.mark.parametrize("name", tiny.FIRST.values(), ids=list(tiny.FIRST))
 IMAGE_VARIANTS = [variant for variant in VARIANTS.values() if variant.modality == "image"]
 every_image_configuration = pytest.mark.parametrize("name", tiny.IMAGE_NAMES)
 every_image_variant = pytest.mark.parametrize("name", [tiny.FIRST[row.name] for row in IMAGE_VARIANTS])
-DEEP = [name for name in tiny.IMAGE_NAMES if tiny.config(name).architecture == "resnet"]
+DEEP = [name for name in tiny.IMAGE_NAMES if tiny.config(name).architecture == "resnet"] + tiny.SPEECH_NAMES
 HEADS = [  # that are put on the model that AutoModel gives
     (variant, auto_class)
     for variant in VARIANTS.values()
@@ -92,7 +93,8 @@ def assert_equal_states(one, other, **tolerances):
 
 def test_every_variant_has_tiny_configurations():
     assert set(tiny.FIELDS) == set(VARIANTS)
-    assert {name.partition("-")[0] for name in DEEP} == {variant.name for variant in IMAGE_VARIANTS}
+    deep = {variant.name for variant in VARIANTS.values() if variant.modality != "text"}
+    assert {name.partition("-")[0] for name in DEEP} == deep
 
 
 # ---- saving and loading
@@ -251,7 +253,9 @@ def test_corrupt_weights_are_refused(tmp_path):
 def test_weights_of_another_size_are_refused(name, tmp_path):
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
-    if name in tiny.TEXT_NAMES:
+    if name in tiny.SPEECH_NAMES:
+        other = tiny.config(name, hidden_size=2 * model.config.hidden_size)
+    elif name in tiny.TEXT_NAMES:
         other = tiny.config(name, **{part: {**tiny.COPYING, "d_ff": 48} for part in ("summarizer", "reconstructor")})
     else:
         other = tiny.config(name, hidden_sizes=tuple(2 * size for size in model.config.hidden_sizes))
@@ -278,13 +282,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(name):
     plain = tiny.model(name).train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.gradient_checkpointing_enable()
-    calls = []
-    blocks = [module for module in checkpointed.modules() if isinstance(module, ResidualBlock)]
-    for block in blocks:
-        block.conv1.register_forward_hook(lambda *_: calls.append(None))
+    calls = {plain: 0, checkpointed: 0}
+
+    def count(model):
+        def hook(*_):
+            calls[model] += 1
+
+        return hook
+
     for model in (plain, checkpointed):
+        for block in [module for module in model.modules() if isinstance(module, (ResidualBlock, SpeechBlock))]:
+            block.conv1.register_forward_hook(count(model))
         model(**tiny.training_inputs(model)).loss.backward()
-    assert len(calls) == 2 * len(blocks)  # once more in the backward pass
+    assert calls[checkpointed] == 2 * calls[plain] > 0  # once more in the backward pass
     for (key, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=lambda text, key=key: f"{key}: {text}")
     assert_equal_states(plain, checkpointed)
@@ -310,6 +320,11 @@ def test_evaluation_is_deterministic_and_changes_nothing(name):
     if "pixel_values" in inputs:
         encoded = model.encode(**inputs)
         assert torch.equal(model.decode(encoded.latents), first.reconstruction)
+    elif "input_features" in inputs:
+        mask = inputs["attention_mask"]
+        encoded = model.encode(inputs["content_features"], mask)
+        voice = model.encode_speaker(inputs["speaker_features"], inputs["speaker_attention_mask"])
+        assert torch.equal(model.decode(encoded.latents, voice, mask), first.reconstruction)
     else:
         inputs.pop("target_ids", None)
         encoded = model.encode(**inputs, num_words=model.config.summary_words)
@@ -326,6 +341,12 @@ def test_encoding_never_trains(name):
     inputs = tiny.inputs(model.config)
     if "pixel_values" in inputs:
         model.decode(model.encode(**inputs).latents)
+    elif "input_features" in inputs:
+        voice = model.encode_speaker(inputs["speaker_features"], inputs["speaker_attention_mask"])
+        encoded = model.encode(inputs["input_features"], inputs["attention_mask"])
+        model.decode(encoded.latents, voice, inputs["attention_mask"])
+        model.convert(inputs["input_features"], inputs["speaker_features"], inputs["attention_mask"])
+        assert_equal_outputs(encoded, model.encode(inputs["input_features"], inputs["attention_mask"]))
     else:
         model.decode_codes(model.encode(inputs["input_ids"]).codes)
     assert_equal_states(before, model)
@@ -349,7 +370,12 @@ def test_bfloat16_autocast(name):
 
 def trainer(model, folder, **arguments):
     inputs = tiny.training_inputs(model, batch_size=32)
-    if "attention_mask" in inputs:  # else a row's weight in the mean over tokens depends on the others of its batch
+    if "input_features" in inputs:  # the same
+        inputs["attention_mask"], inputs["speaker_attention_mask"] = (
+            torch.ones_like(inputs[name]) for name in ("attention_mask", "speaker_attention_mask")
+        )
+        arguments = {"label_names": [], **arguments}
+    elif "attention_mask" in inputs:  # else a row's weight in the mean over tokens depends on the others of its batch
         inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"].clamp_min(1), inputs["input_ids"] * 0 + 1
         # one step: in a second, rounding may already decide on another word of a summary
         arguments = {"max_steps": 1, "label_names": [], **arguments}
@@ -362,7 +388,7 @@ def trainer(model, folder, **arguments):
 
 
 # The moving averages of a codebook take every forward pass in, so micro-batches do differ from one batch there.
-ACCUMULATING = {**tiny.FIRST, "vqvae": "vqvae-fsq"}
+ACCUMULATING = {**tiny.FIRST, "vqvae": "vqvae-fsq", "speech_vqvae": "speech_vqvae-gradient"}
 
 
 @pytest.mark.parametrize("name", ACCUMULATING.values(), ids=list(ACCUMULATING))
@@ -403,19 +429,22 @@ COMPILED = {  # as little to compile as shows every kind of state and randomness
     "vae-mlp": {},
     "vqvae-ema": {"hidden_sizes": (4,)},
     "vqvae-gradient": {"hidden_sizes": (4,), "num_codebooks": 2},
+    "voice_conversion-plain": {"num_encoder_blocks": 1, "num_decoder_blocks": 1, "content_bottleneck": "kl"},
+    "speech_vqvae-residual": {"num_downsamplings": 1, "num_encoder_blocks": 1, "num_decoder_blocks": 1},
 }
 
 
-def test_every_image_variant_is_compiled():
+def test_every_variant_but_those_of_text_is_compiled():
     """Those of text sample from themselves, token by token, until all rows have ended."""
-    assert {name.partition("-")[0] for name in COMPILED} == {variant.name for variant in IMAGE_VARIANTS}
+    compiled = {variant.name for variant in VARIANTS.values() if variant.modality != "text"}
+    assert {name.partition("-")[0] for name in COMPILED} == compiled
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_training_and_evaluation_equal_eager(name):
     eager = tiny.model(name, **COMPILED[name]).train()
     model = copy.deepcopy(eager)
-    pixel_values = tiny.images(eager.config, seed=7)
+    inputs = tiny.inputs(eager.config, seed=7)
     with torch._inductor.config.patch(fallback_random=True, compile_threads=1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch._dynamo.reset()
@@ -426,7 +455,7 @@ def test_compiled_training_and_evaluation_equal_eager(name):
         model.load_state_dict(eager.state_dict())
         model.eval(), eager.eval()
         with torch.no_grad():
-            expected, outputs = eager(pixel_values), compiled(pixel_values)
+            expected, outputs = eager(**inputs), compiled(**inputs)
     assert list(outputs) == list(expected)
     for key in expected:
         torch.testing.assert_close(outputs[key], expected[key], rtol=1e-4, atol=1e-5)
@@ -462,6 +491,37 @@ def test_export_with_dynamic_batch(name):
                 torch.testing.assert_close(outputs[key], expected[key])
 
 
+class EncodeDecodeSpeech(torch.nn.Module):
+    """Speech through its codes, where there are any that can be decoded, else through the latents; in its own voice."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_features, attention_mask):
+        encoded = self.model.encode(input_features, attention_mask)
+        voice = self.model.encode_speaker(input_features, attention_mask)
+        if hasattr(self.model, "decode_codes"):
+            return self.model.decode_codes(encoded.audio_codes, voice, attention_mask)
+        return self.model.decode(encoded.latents, voice, attention_mask)
+
+
+@pytest.mark.parametrize("name", tiny.SPEECH_NAMES)
+def test_export_of_speech_with_dynamic_batch_and_length(name):
+    model = trained(name)
+    features, mask = tiny.clips(model.config, 3, frames=11)
+    inputs = {"input_features": features, "attention_mask": mask}
+    sizes = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("frames", min=2, max=4000)}
+    for module in (model, EncodeDecodeSpeech(model)):
+        program = torch.export.export(module, (), inputs, dynamic_shapes=dict.fromkeys(inputs, sizes))
+        for batch_size, frames in ((2, 11), (5, 6), (2, 13)):
+            features, mask = tiny.clips(model.config, batch_size, seed=2, frames=frames)
+            expected, outputs = module(features, mask), program.module()(input_features=features, attention_mask=mask)
+            if torch.is_tensor(expected):
+                expected, outputs = {"features": expected}, {"features": outputs}
+            assert_close_outputs(outputs, expected)
+
+
 # ---- the contract of forward
 
 
@@ -488,6 +548,36 @@ def test_outputs(name):
     assert len(levels) == len(config.hidden_sizes)
 
 
+@pytest.mark.parametrize("name", tiny.SPEECH_NAMES)
+def test_outputs_of_speech(name):
+    model = trained(name)
+    config, inputs = model.config, tiny.inputs(model.config)
+    outputs = model(**inputs)
+    assert next(iter(outputs)) == "latents" and outputs[0] is outputs.latents
+    latent_frames = -(-11 // config.downsampling)
+    assert outputs.latents.shape == (6, latent_frames, config.latent_size)
+    assert outputs.attention_mask.shape == (6, latent_frames) and outputs.attention_mask.dtype == torch.int64
+    assert outputs.reconstruction.shape == inputs["input_features"].shape
+    assert outputs.speaker_embeddings.shape == (6, config.speaker_size)
+    if outputs.audio_codes is not None:
+        assert outputs.audio_codes.shape == (6, config.num_codebooks, latent_frames)
+        assert outputs.codes is outputs.audio_codes and outputs.codes.dtype == torch.int64
+    for padding, padded in ((inputs["attention_mask"], "reconstruction"), (outputs.attention_mask, "latents")):
+        assert not outputs[padded][padding == 0].any()
+    for key, value in outputs.items():
+        if key.endswith("loss"):
+            assert value.shape == () and value.dtype == torch.float32 and value.isfinite(), key
+    assert outputs.loss is not None and outputs.reconstruction_loss is not None
+    as_tuple = model(**inputs, return_dict=False)
+    assert type(as_tuple) is tuple and len(as_tuple) == len(outputs)
+    without = model(**inputs, return_loss=False)
+    assert not any(key.endswith("loss") for key in without)
+    assert torch.equal(without.reconstruction, outputs.reconstruction)
+    levels = model(**inputs, output_hidden_states=True).hidden_states
+    assert len(levels) == config.num_encoder_blocks
+    assert levels[-1].shape == (6, latent_frames, config.hidden_size)
+
+
 @every_variant
 def test_forward_is_made_for_the_trainer(name):
     model_class = variant_of(name).model_class()
@@ -495,7 +585,7 @@ def test_forward_is_made_for_the_trainer(name):
     assert list(parameters)[1] == model_class.main_input_name
     assert parameters["return_loss"].default is True
     assert model_class.accepts_loss_kwargs is False
-    if name in tiny.IMAGE_NAMES:
+    if name not in tiny.TEXT_NAMES:
         assert not any("label" in parameter for parameter in parameters)
 
 
@@ -547,8 +637,46 @@ NETWORK = {  # fields of all image auto-encoders -> two values
     "hidden_act": ("relu", "tanh"),
     "architecture": ("conv", "resnet"),
 }
+VQ = {"content_bottleneck": "vq", "codebook_size": 8}
+SPEECH = {  # fields of all auto-encoders of speech
+    "num_mel_bins": ({}, (6, 5)),
+    "hidden_size": ({}, (8, 6)),
+    "num_encoder_blocks": ({}, (2, 3)),
+    "num_decoder_blocks": ({}, (2, 3)),
+    "num_speaker_blocks": ({}, (1, 2)),
+    "num_downsamplings": ({}, (1, 2)),
+    "kernel_size": ({}, (3, 5)),
+    "hidden_act": ({}, ("relu", "tanh")),
+    "instance_norm": ({}, (True, False)),
+    "speaker_size": ({}, (4, 5)),
+    "num_speakers": ({"speaker_adversarial_weight": 0.5}, (3, 4)),
+    "speaker_adversarial_weight": ({"num_speakers": 3}, (0.5, 1.0)),
+    "conversion_weight": ({"num_speakers": 3}, (0.5, 1.0)),
+    "content_consistency_weight": ({}, (0.5, 1.0)),
+    "speaker_consistency_weight": ({}, (0.5, 1.0)),
+    "disentangling_warmup_steps": ({"content_consistency_weight": 0.5}, (2, 4)),
+    "latent_size": ({}, (3, 4)),
+    "codebook_size": (VQ, (8, 4)),
+    "num_codebooks": (VQ, (1, 2)),
+    "codebook_update": (VQ, ("ema", "gradient")),
+    "ema_decay": (VQ, (0.9, 0.5)),
+    "commitment_cost": (VQ, (0.25, 0.5)),
+    "codebook_cost": ({**VQ, "codebook_update": "gradient"}, (1.0, 0.5)),
+    "kmeans_init": (VQ, (True, False)),
+    "dead_code_threshold": ({**VQ, "kmeans_init": False, "ema_decay": 0.5}, (0.0, 0.5)),
+}
+WITHOUT_CHOICE = {  # the same where content is always quantised
+    field: ({name: value for name, value in needed.items() if name != "content_bottleneck"}, values)
+    for field, (needed, values) in SPEECH.items()
+}
 # variant -> field -> (other fields needed to see it, two values). Every field of a configuration has to be here.
 EFFECTS = {
+    "voice_conversion": {
+        **SPEECH,
+        "content_bottleneck": ({}, ("none", "kl")),
+        "kl_weight": ({"content_bottleneck": "kl"}, (0.1, 0.2)),
+    },
+    "speech_vqvae": WITHOUT_CHOICE,
     "autoencoder": {
         "latent_size": ({}, (4, 5)),
         "latent_activation": ({}, ("none", "relu")),
@@ -624,6 +752,7 @@ SPECIAL_TOKENS = {"pad_token_id", "eos_token_id", "decoder_start_token_id", "tie
 # where tokenizers cut; what has to be that of the other parts; what the whole refuses in a reconstructor, or is of it
 NOT_IN_THE_LOSS = {
     "seq2seq2seq": {"max_source_tokens"},
+    **dict.fromkeys(("voice_conversion", "speech_vqvae"), {"sampling_rate", "hop_length"}),  # of the features
     "discriminator": {"vocab_size"},
     "reconstructor": {"default_words", *FOR_SUMMARIES_ALONE},
 }
@@ -729,7 +858,7 @@ def test_fields_are_checked(variant, tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
 def test_misspelt_fields_are_refused(variant, tmp_path):
     config_class = variant.config_class()
-    field = "hidden_sizes" if variant.modality == "image" else "word_dropout"
+    field = {"image": "hidden_sizes", "audio": "hidden_size", "text": "word_dropout"}[variant.modality]
     misspelt = field.replace("d", "", 1)
     with pytest.raises(TypeError, match=f"has no field {misspelt}: did you mean {field}?"):
         config_class(**{misspelt: (4,)})
@@ -757,6 +886,8 @@ def test_configurations_survive_json(name, tmp_path):
     if name in tiny.IMAGE_NAMES:
         assert AutoConfig.from_pretrained(tmp_path, num_channels=2).num_channels == 2
         assert loaded.input_shape == config.input_shape and loaded.latent_shape == config.latent_shape
+    elif name in tiny.SPEECH_NAMES:
+        assert AutoConfig.from_pretrained(tmp_path, speaker_size=7).speaker_size == 7
     else:
         assert AutoConfig.from_pretrained(tmp_path, word_dropout=0.25).word_dropout == 0.25
 

@@ -35,6 +35,27 @@ SUMMARIZER = {
     "max_source_tokens": 12,
 }
 
+SPEECH = {
+    "num_mel_bins": 6,
+    "sampling_rate": 8000,
+    "hop_length": 100,
+    "hidden_size": 8,
+    "num_encoder_blocks": 2,
+    "num_decoder_blocks": 2,
+    "num_speaker_blocks": 1,
+    "kernel_size": 3,
+    "speaker_size": 4,
+    "latent_size": 3,
+}
+DISENTANGLING = {
+    "num_speakers": 3,
+    "speaker_adversarial_weight": 0.5,
+    "conversion_weight": 0.5,
+    "content_consistency_weight": 0.5,
+    "speaker_consistency_weight": 0.5,
+}
+CODES = {**SPEECH, "codebook_size": 8}
+
 # model_type -> name -> fields of the configuration. The first of each variant stands for it where one is enough; each
 # variant of images needs one with `architecture="resnet"`, which is the deep one.
 FIELDS: dict[str, dict[str, dict]] = {
@@ -76,14 +97,25 @@ FIELDS: dict[str, dict[str, dict]] = {
         "critic": {**SUMMARIZER, "discriminator": {**JUDGE, "kind": "critic"}, "estimator": "reinforce"},
         "prior": {**SUMMARIZER, "discriminator": {**JUDGE, "kind": "language_model"}, "entropy_weight": 0.1},
     },
+    "hfae_voice_conversion": {
+        "none": SPEECH,
+        "kl": {**SPEECH, "content_bottleneck": "kl", "num_downsamplings": 0, **DISENTANGLING},
+        "vq": {**CODES, "content_bottleneck": "vq", "num_downsamplings": 2, **DISENTANGLING, "conversion_weight": 0},
+        "plain": {**SPEECH, "instance_norm": False, **DISENTANGLING, "disentangling_warmup_steps": 4},
+    },
+    "hfae_speech_vqvae": {
+        "ema": CODES,
+        "gradient": {**CODES, "codebook_update": "gradient", "kmeans_init": False, "dead_code_threshold": 0},
+        "residual": {**CODES, "num_codebooks": 2, "num_downsamplings": 2, **DISENTANGLING},
+    },
 }
 
 VARIANT_NAMES = [variant.name for variant in VARIANTS.values()]
 NAMES = [f"{VARIANTS[model_type].name}-{name}" for model_type, rows in FIELDS.items() for name in rows]
 FIRST = {name.partition("-")[0]: name for name in reversed(NAMES)}  # variant -> its first name
-IMAGE_NAMES, TEXT_NAMES = (
+IMAGE_NAMES, TEXT_NAMES, SPEECH_NAMES = (
     [name for name in NAMES if VARIANTS[f"hfae_{name.partition('-')[0]}"].modality == modality]
-    for modality in ("image", "text")
+    for modality in ("image", "text", "audio")
 )
 
 
@@ -142,8 +174,43 @@ def texts(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]
     return inputs | ({"target_ids": rows(5)} if config.discriminator.kind != "none" else {})
 
 
+def clips(config, batch_size: int = 6, seed: int = 1, frames: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random features `(batch_size, frames, num_mel_bins)` that vary slowly, and the mask of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch_size, config.num_mel_bins, (frames + 2) // 3 + 1, generator=generator)
+    features = torch.nn.functional.interpolate(coarse, size=frames, mode="linear").mT
+    lengths = torch.randint(1, frames + 1, (batch_size,), generator=generator)
+    lengths[0] = frames
+    mask = (torch.arange(frames) < lengths[:, None]).long()
+    return features * mask[..., None], mask
+
+
+def speech(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    """A batch of clips, for each another one of the same speaker, and where content comes from a disguised one."""
+    features, mask = clips(config, batch_size, seed)
+    speaker_features, speaker_mask = clips(config, batch_size, seed + 1, frames=8)
+    inputs = {
+        "input_features": features,
+        "attention_mask": mask,
+        "speaker_features": speaker_features,
+        "speaker_attention_mask": speaker_mask,
+        "content_features": features + 0.1 * clips(config, batch_size, seed + 2)[0] * mask[..., None],
+    }
+    return inputs | ({"speaker_ids": torch.arange(batch_size) % config.num_speakers} if config.num_speakers else {})
+
+
+def feature_extractor(config):
+    """An extractor for the waveforms of a speech model, with statistics."""
+    processor_class = VARIANTS[config.model_type].processor_class()
+    mean = [-5 + 0.1 * index for index in range(config.num_mel_bins)]
+    sizes = {"hop_length": config.hop_length, "win_length": 4 * config.hop_length, "n_fft": 512}
+    return processor_class(config.num_mel_bins, config.sampling_rate, mean=mean, std=2.5, **sizes)
+
+
 def inputs(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
     """What `forward` takes to go through the whole auto-encoder."""
+    if VARIANTS[config.model_type].modality == "audio":
+        return speech(config, batch_size, seed)
     if config.model_type == "hfae_seq2seq2seq":
         return texts(config, batch_size, seed)
     return {"pixel_values": images(config, batch_size, seed)}
@@ -155,6 +222,9 @@ def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torc
     generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "hfae_vae":
         batch["epsilon"] = torch.randn(batch_size, model.config.latent_size, generator=generator)
+    if getattr(model.config, "content_bottleneck", None) == "kl":
+        frames = -(-batch["input_features"].shape[1] // model.config.downsampling)
+        batch["epsilon"] = torch.randn(batch_size, frames, model.config.latent_size, generator=generator)
     if model.config.model_type == "hfae_seq2seq2seq":
         size = (batch_size, model.config.max_summary_tokens, VOCAB_SIZE)
         batch["noise"] = torch.rand(size, generator=generator)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from .configuration_base import PACKAGE, is_ours
 
@@ -37,6 +38,8 @@ def auto_map(model_class: type) -> dict[str, str]:
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.__module__ == module.__name__:
             if cls.config_class is config_class:
                 classes[auto_class_name(cls)] = cls
+                if issubclass(cls, PreTrainedAudioTokenizerBase):
+                    classes["AutoModelForAudioTokenization"] = cls
     classes.setdefault("AutoModel", model_class)
     return {name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in classes.items()}
 
@@ -67,10 +70,10 @@ class PortableModel(PreTrainedModel):
         """Save configuration, weights (safetensors), code files with a full `auto_map`, image processor and model card.
 
         The arguments are those of `PreTrainedModel.save_pretrained`. A processor or a card that lies in the folder
-        already stays as it is; a tokenizer, which no model knows, is to be saved beside it. A class of your own that
-        inherits from ours is saved as transformers saves it: without code. So is a model that was loaded with
-        `trust_remote_code=True` where this package is not installed, but with the code it came with; save its processor
-        beside it.
+        already stays as it is; a tokenizer or feature extractor, which no model knows, is to be saved beside it. A
+        class of your own that inherits from ours is saved as transformers saves it: without code. So is a model that
+        was loaded with `trust_remote_code=True` where this package is not installed, but with the code it came with;
+        save its processor beside it.
         """
         publisher = publishing() if is_ours(type(self)) else None
         native_push = push_to_hub and publisher is None
@@ -92,7 +95,7 @@ class PortableModel(PreTrainedModel):
             publisher.write_card(save_directory)
             if push_to_hub:
                 repo_id = push.pop("repo_id", Path(save_directory).name)
-                publisher.push_folder(save_directory, repo_id, tokenizer=False, **push)
+                publisher.push_folder(save_directory, repo_id, processor=False, **push)
 
     def push_to_hub(self, repo_id: str, **kwargs):
         """Publish the model with everything that `save_pretrained` writes; arguments of `PreTrainedModel.push_to_hub`.
