@@ -111,8 +111,8 @@ def test_abx_of_an_oracle_of_chance_and_of_a_speaker():
 
 def test_abx_is_drawn_by_its_seed_and_says_when_it_cannot():
     random = segments(lambda p, s: RNG.standard_normal(16))
-    drawn = [abx_error(random, across_speakers=True, num_triples=301, seed=seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    drawn = [abx_error(random, across_speakers=True, num_triples=301, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
     one = [PhoneSegment(p, 0, np.ones((1, 2))) for p in "ab"]
     assert abx_error(one, across_speakers=False) is None and abx_error(one, across_speakers=True) is None
     assert abx_error([*one, one[0]], across_speakers=False, num_triples=5) == 0.5
