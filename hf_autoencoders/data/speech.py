@@ -842,8 +842,8 @@ class SpeechBatches:
             part of `max_frames` of it;
         `speaker_features`, `speaker_attention_mask`: of another clip of the same speaker, drawn at random; of the same
             clip where he has one only;
-        `speaker_ids` int64 (rank_batch_size,); `rows` int64, the numbers of the clips; `global_size` (int), the rows of
-            all ranks together.
+        `speaker_ids` int64 (rank_batch_size,); `rows` int64, the numbers of the clips; `global_size` and
+            `global_frames` (int), the rows, and the real frames of `input_features`, of all ranks together.
 
     Args:
         shuffle: `False`: the clips in their order, and the same parts and other clips of them in every epoch.
@@ -927,8 +927,8 @@ class SpeechBatches:
         other += (other >= place) & (count > 1)
         others = self._by_speaker[self._first[rows] + other]
         own = _rank_slice(len(rows), self.process_index, self.num_processes)
-        features, mask = self._parts(rows, chance[1], own)
-        speaker_features, speaker_mask = self._parts(others, chance[2], own)
+        features, mask, num_frames = self._parts(rows, chance[1], own)
+        speaker_features, speaker_mask, _ = self._parts(others, chance[2], own)
         return {
             "input_features": features,
             "attention_mask": mask,
@@ -937,13 +937,15 @@ class SpeechBatches:
             "speaker_ids": torch.from_numpy(self.clips.speakers[rows[own]]),
             "rows": torch.from_numpy(rows[own]),
             "global_size": len(rows),
+            "global_frames": num_frames,
         }
 
-    def _parts(self, rows, chance, own: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def _parts(self, rows, chance, own: slice) -> tuple[torch.Tensor, torch.Tensor, int]:
         whole = self._lengths[rows]
         lengths = whole if self.max_frames is None else np.minimum(whole, self.max_frames)
         offsets = (chance * (whole - lengths + 1)).astype(np.int64)
-        return _gather(self.clips, rows[own], offsets[own], lengths[own], int(lengths.max()))
+        features, mask = _gather(self.clips, rows[own], offsets[own], lengths[own], int(lengths.max()))
+        return features, mask, int(lengths.sum())
 
 
 # ---- other voices
@@ -968,6 +970,8 @@ def perturb_voice(
     equalizer: float = 0.5,
     equalizer_points: int = 6,
     gain: float = 0.0,
+    rows: slice | None = None,
+    num_rows: int | None = None,
 ) -> torch.Tensor:
     """The same speech in other voices: information perturbation (Choi et al. 2021), on log-mels. What a content encoder
     hears in place of its input, so that it cannot tell the voice by its timbre.
@@ -982,6 +986,8 @@ def perturb_voice(
         attention_mask: (batch, frames) or `None`; frames with 0 come back as 0.
         generator: gives the random numbers; on the device of the features, or on the CPU.
         feature_extractor: of these features: its statistics, frequencies and floor.
+        rows, num_rows: which rows of a batch of how many these are, where several processes share it: each row gets
+            what it would get of one process. The whole batch where `None`.
 
     Returns:
         Features of the same shape and dtype.
@@ -998,13 +1004,18 @@ def perturb_voice(
     batch, _, num_bins = input_features.shape
     device = input_features.device
 
+    num_rows = batch if num_rows is None else num_rows
+
     def draw(kind, *shape):
-        return kind(*shape, generator=generator, device=generator.device).to(device)
+        drawn = kind(num_rows, *shape, generator=generator, device=generator.device)
+        return (drawn if rows is None else drawn[rows]).to(device)
 
     log_mels = feature_extractor.denormalize(input_features.float())
-    factors = ((2 * draw(torch.rand, batch, 1) - 1) * formant_shift).exp()
-    points = draw(torch.randn, batch, 1, equalizer_points) * equalizer
-    loudness = draw(torch.randn, batch, 1) * gain
+    if len(range(num_rows)[rows or slice(None)]) != batch:
+        raise ValueError(f"rows {rows} of a batch of {num_rows} are not the {batch} that came.")
+    factors = ((2 * draw(torch.rand, 1) - 1) * formant_shift).exp()
+    points = draw(torch.randn, 1, equalizer_points) * equalizer
+    loudness = draw(torch.randn, 1) * gain
     if formant_shift > 0:
         highest = feature_extractor.sampling_rate / 2 if feature_extractor.fmax is None else feature_extractor.fmax
         ends = _to_mel(torch.tensor([feature_extractor.fmin, highest], dtype=torch.float32, device=device))
