@@ -215,6 +215,10 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
             if value.ndim != rank or value.shape[-1] != size or len(value) != len(latents):
                 middle = "latent frames, " if rank == 3 else ""
                 raise ValueError(f"{name} must have shape (batch_size, {middle}{size}), got {tuple(value.shape)}")
+        if attention_mask is not None and (attention_mask.ndim != 2 or len(attention_mask) != len(latents)):
+            raise ValueError(
+                f"attention_mask must have shape ({len(latents)}, frames), got {tuple(attention_mask.shape)}"
+            )
         frames = attention_mask.shape[-1] if attention_mask is not None else num_frames
         frames = latents.shape[1] * config.downsampling if frames is None else frames
         if -(-frames // config.downsampling) != latents.shape[1]:
@@ -308,6 +312,16 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
         if speaker_features is None:
             speaker_features, speaker_attention_mask = input_features, attention_mask
         speaker_embeddings = self.encode_speaker(speaker_features, speaker_attention_mask)
+        for name, value in (("speaker_features", speaker_embeddings), ("speaker_ids", speaker_ids)):
+            if value is not None and value.shape[0] != input_features.shape[0]:
+                raise ValueError(
+                    f"{name} must be as many as input_features, {input_features.shape[0]}, got {value.shape[0]}"
+                )
+        if speaker_ids is not None and (speaker_ids.ndim != 1 or speaker_ids.is_floating_point()):
+            raise ValueError(
+                f"speaker_ids must be whole numbers of shape (batch_size,), got {speaker_ids.dtype} "
+                f"{tuple(speaker_ids.shape)}"
+            )
         reconstruction = self._decode(latents, mask, speaker_embeddings)
         losses = {}
         if return_loss:
