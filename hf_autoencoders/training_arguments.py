@@ -100,6 +100,46 @@ class TextCorpusArguments(CorpusArguments):
         return Path(self.texts.rstrip("/")).name.split(".")[0]
 
 
+@dataclass
+class AudioCorpusArguments(CorpusArguments):
+    """Which recordings to train on. Nobody needs to have said the same as another."""
+
+    dataset: str = option(
+        "espeak",
+        "`espeak` (embedded: synthetic voices), the id of a dataset on the Hub, a parquet file, or a folder: of "
+        "parquet files, or SPEAKER/*.wav.",
+    )
+    dataset_config_name: str | None = option(None, "Configuration of a dataset on the Hub.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
+    audio_column: str | None = option(None, "Column with the recordings; guessed when not given.")
+    speaker_column: str | None = option(None, "Column that says who speaks; guessed when not given.")
+    text_column: str | None = option(
+        None, "Column with the word that is said, used by the evaluation; guessed when not given."
+    )
+    validation_fraction: float = option(0.1, "Share of the training rows to hold out if there is no validation split.")
+    held_out_speakers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Speakers that training never hears, by name, or how many of them the seed shall choose: for "
+            "measuring conversions to and from unseen voices."
+        },
+    )
+    on_bad_audio: Literal["raise", "skip"] = option(
+        "raise", "What to do with recordings that cannot be read, are empty or hold NaN: stop, or skip and count."
+    )
+
+    @property
+    def name(self) -> str:
+        """The corpus in one word, for names of folders and runs."""
+        return Path(self.dataset.rstrip("/")).name.split(".")[0]
+
+    @property
+    def held_out(self) -> list[str] | int:
+        """`held_out_speakers` as names or as a number."""
+        names = self.held_out_speakers
+        return int(names[0]) if len(names) == 1 and names[0].isdecimal() else names
+
+
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial", "inverse_sqrt")
 
 
@@ -195,16 +235,54 @@ class TextRunArguments(RunArguments):
     num_beams: int = option(4, "Beams of the final evaluation; those before it are greedy.")
 
 
+@dataclass
+class AudioRunArguments(RunArguments):
+    """How to train on speech. Mel bins, sampling rate and hop are fields of the model."""
+
+    win_length: int | None = option(None, "Samples that a frame sees; 4 x hop_length when not given.")
+    n_fft: int | None = option(None, "Size of the Fourier transform; the next power of 2 when not given.")
+    fmin: float = option(0.0, "Lowest frequency of the mel bins, Hz.")
+    fmax: float | None = option(None, "Highest frequency, Hz; half of the sampling rate when not given.")
+    log_floor: float = option(1e-5, "Smallest mel magnitude: what is quieter is silence.")
+    max_frames: int = option(
+        128, "Train on so many frames of a clip, cut out anew at each step; shorter clips are padded. 0: whole clips."
+    )
+    other_clip: bool = option(True, "Take the speaker's voice from another clip of the same speaker.")
+    formant_shift: float = option(
+        0.15,
+        "Let the content encoder hear a disguised voice (Choi et al. 2021), whose frequencies are shifted by up to "
+        "this share; 0: not shifted.",
+    )
+    equalizer: float = option(0.5, "And whose spectrum is bent by so much (standard deviation, natural log); 0: not.")
+    virtual_speaker_shift: float = option(
+        0.0, "Make new speakers of half of the rows, by shifting all frequencies by up to this share; 0: none."
+    )
+    num_pairs: int | None = option(
+        None, "Conversions of each kind that the final evaluation judges; one of each clip when not given."
+    )
+    num_target_clips: int = option(1, "In the final evaluation, clips of a speaker whose voices are averaged.")
+    num_examples: int = option(4, "Examples in the picture of each evaluation; 0: none.")
+
+
 # Arguments that may differ between a run and its continuation: they leave the weights as they are.
 FREE_ON_RESUME = (
     "output_dir overwrite_output_dir resume_from_checkpoint cache_dir logging_steps save_steps checkpoint_total_limit "
-    "num_pictures num_examples num_beams report_to disable_progress_bar final_weights final_evaluation "
+    "num_pictures num_examples num_pairs num_target_clips num_beams report_to disable_progress_bar final_weights final_evaluation "
     "num_importance_samples push_to_hub hub_model_id hub_private_repo"
 ).split()
 
 ARGUMENTS_OF_MODALITY = {
     "image": (ImageCorpusArguments, ImageRunArguments),
     "text": (TextCorpusArguments, TextRunArguments),
+    "audio": (AudioCorpusArguments, AudioRunArguments),
+}
+
+# Fields of configurations that the corpus decides when they are not given, and from what.
+FROM_CORPUS = {
+    "image_size": "that of the corpus",
+    "num_channels": "that of the corpus",
+    "sampling_rate": "that of the corpus",
+    "hop_length": "12.5 milliseconds",
 }
 
 # Flags that say nothing about how to repeat a run, or that only its owner should know.
@@ -283,8 +361,9 @@ def parse_arguments(
     metrics = [*(lower_is_better or _losses(variant.model_class())), *higher_is_better]
     if run.metric_for_best_model not in metrics:
         parser.error("--metric_for_best_model: " + _unknown("metric", run.metric_for_best_model, metrics, metrics))
+    counted = {"num_speakers": 2} if variant.modality == "audio" else {}  # by the run, in the corpus
     try:
-        config_class(**model_fields)
+        config_class(**model_fields, **counted)
     except (StrictDataclassError, ValueError) as error:
         parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
     command = _command_line(Path(sys.argv[0]), argv)
@@ -334,11 +413,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def model_arguments(config_class: type[PreTrainedConfig]) -> type:
     """A dataclass with the configuration's own fields, their defaults, and their words in its docstring as help.
 
-    `image_size` and `num_channels` default to None: the corpus decides. Sub-configurations and token ids are no flags.
+    Those of `FROM_CORPUS` default to None. Sub-configurations, token ids and the number of speakers are no flags.
     """
     words = field_descriptions(config_class)
     left_out = {f.name for f in dataclasses.fields(PreTrainedConfig)} | set(config_class.sub_configs)
-    left_out |= {"tie_word_embeddings", "pad_token_id", "eos_token_id", "decoder_start_token_id"}
+    left_out |= {"tie_word_embeddings", "pad_token_id", "eos_token_id", "decoder_start_token_id", "num_speakers"}
     fields = []
     for config_field in dataclasses.fields(config_class):
         name, default = config_field.name, config_field.default
@@ -346,8 +425,8 @@ def model_arguments(config_class: type[PreTrainedConfig]) -> type:
             continue
         flag_type = _flag_type(config_field.type)
         metadata = {"help": words[name].replace("%", "%%")}
-        if name in ("image_size", "num_channels"):
-            metadata["help"] += " (default: that of the corpus)"
+        if name in FROM_CORPUS:
+            metadata["help"] += f" (default: {FROM_CORPUS[name]})"
             fields.append((name, flag_type | None, field(default=None, metadata=metadata)))
         elif isinstance(default, (list, tuple)):
             fields.append((name, flag_type, field(default_factory=lambda d=default: list(d), metadata=metadata)))
@@ -363,8 +442,9 @@ def field_descriptions(config_class: type) -> dict[str, str]:
     words = {}
     for cls in reversed(config_class.__mro__):
         docstring = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-        entries = re.findall(r"^ {4}(\w+) \(.*\):\n((?: {8}.*\n?)+)", docstring, re.MULTILINE)
-        words |= {name: " ".join(text.replace("`", "").split()) for name, text in entries}
+        entries = re.findall(r"^ {4}(\w+(?:, \w+)*) \(.*\):\n((?: {8}.*\n?)+)", docstring, re.MULTILINE)
+        for names, text in entries:
+            words |= dict.fromkeys(names.split(", "), " ".join(text.replace("`", "").split()))
     return words
 
 
@@ -452,6 +532,13 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
         "num_examples": 0,
         "num_words": 1,
         "num_beams": 1,
+        "max_frames": 0,
+        "num_pairs": 1,
+        "num_target_clips": 1,
+        "win_length": 1,
+        "n_fft": 1,
+        "fmin": 0,
+        "equalizer": 0,
     }
     values = vars(corpus) | vars(run)
     for name, least in smallest.items():
@@ -464,6 +551,9 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
     for name in ("average_decay", "warmup_ratio", "adam_beta1", "adam_beta2", "discriminator_adam_beta1"):
         if values.get(name) is not None and not 0 <= values[name] < 1:
             parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {values[name]}")
+    for name in ("formant_shift", "virtual_speaker_shift"):
+        if name in values and not 0 <= values[name] < 1:
+            parser.error(f"--{name}: expected a share from 0 up to, but not including, 1, got {values[name]}")
     if run.push_to_hub and not run.hub_model_id:
         parser.error("--push_to_hub needs --hub_model_id ORGANISATION/NAME")
     if run.push_to_hub:

@@ -45,10 +45,14 @@ class Batch:
         Drawn for the whole batch from a generator seeded by run, step and number of the draw, and then cut: the same
         row gets the same noise on any number of processes and after any resume.
         """
+        shape = (self.global_size, *shape)
+        return sampler(*shape, generator=self.generator(), device=self.device)[self.rows][: len(self)]
+
+    def generator(self) -> torch.Generator:
+        """A new generator on the device, seeded by run, step and number of the draw: for what is drawn otherwise."""
         digest = hashlib.blake2b(repr((*self.seed, self._draws)).encode(), digest_size=7).digest()
         self._draws += 1
-        generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest, "big"))
-        return sampler(self.global_size, *shape, generator=generator, device=self.device)[self.rows][: len(self)]
+        return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "big"))
 
 
 @dataclass(kw_only=True)

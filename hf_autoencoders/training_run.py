@@ -1,8 +1,8 @@
 """What every training run shares: seeds, Accelerator, checkpoints, exact resume, logs, publishing.
 
 The loops themselves are written out in `training/train_<variant>.py`; this module supplies the lines that are the same
-in all of them; `training_images` and `training_text` add what depends on the corpus, `training_arguments` reads the
-command line. A run writes into its `output_dir`:
+in all of them; `training_images`, `training_text` and `training_speech` add what depends on the corpus,
+`training_arguments` reads the command line. A run writes into its `output_dir`:
 
     run.json                  the arguments, versions and machine
     metrics.jsonl             one JSON object a line: training means of a window of steps, or a whole evaluation
@@ -243,14 +243,18 @@ class TrainingRun:
         """Optimizer steps in one pass over the data; None for a stream, whose length is not known."""
         return len(self.batches) / self.options.gradient_accumulation_steps
 
-    def _make_config(self, fields: dict[str, Any]) -> Any:
-        """The model's configuration: new, or that of `--model_name_or_path` with the flags that were given."""
+    def _make_config(self, fields: dict[str, Any], of_corpus: dict[str, Any] | None = None) -> Any:
+        """The model's configuration: new, or that of `--model_name_or_path` with the flags that were given.
+
+        Args:
+            fields: all flags of the model.  of_corpus: fields that the corpus decides, in either case.
+        """
         config_class, path = self.arguments.variant.config_class(), self.options.model_name_or_path
         try:
             if not path:
-                return config_class(**fields)
+                return config_class(**(fields | (of_corpus or {})))
             changed = {name: value for name, value in fields.items() if name in self.arguments.explicit}
-            config = config_class.from_pretrained(path, **changed)
+            config = config_class.from_pretrained(path, **(changed | (of_corpus or {})))
             config.validate()
             return config
         except (StrictDataclassError, ValueError) as error:
