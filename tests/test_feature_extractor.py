@@ -419,6 +419,12 @@ def test_the_magnitudes_have_these_mels(options):
     assert (magnitudes >= 0).all() and (back - wanted).norm() < 1e-2 * wanted.norm()
 
 
+def test_features_of_an_untrained_model_give_finite_waveforms(small):
+    for value in (1e4, -1e4):
+        (waveform,) = small.to_waveform(torch.full((20, 20), value))
+        assert torch.isfinite(waveform).all()
+
+
 def test_lengths_of_waveforms(small):
     for num_frames in (1, 2, 30):
         (waveform,) = small.to_waveform(torch.zeros(num_frames, 20))

@@ -203,11 +203,17 @@ def test_folders_with_metadata(tmp_path, caplog):
     table.write_text("\n".join(["file_name,reader,said", *lines]))
     again = load_speech_corpus(tmp_path, text_column="said")["train"]
     assert sorted(again["speaker"][:]) == sorted(train["speaker"][:]) and set(again["text"]) <= {"yes", "no"}
+    table.unlink()
+    lines = (f'{{"file_name": "{row}.wav", "speaker": {row % 2}, "text": "yes"}}\n' for row in range(5))
+    (tmp_path / "clips" / "metadata.jsonl").write_text("".join(lines))
+    third = load_speech_corpus(tmp_path)["train"]
+    assert third["speaker"][:] == [str(row % 2) for row in rows_of(third)] and set(third["text"]) == {"yes"}
+    (tmp_path / "clips" / "metadata.jsonl").unlink()
     table.write_text("file_name,speaker\nclips/none.wav,ann")
     with pytest.raises(FileNotFoundError, match="line 2.*clips/none.wav"):
         load_speech_corpus(tmp_path)
     table.write_text("path,speaker\nclips/0.wav,ann")
-    with pytest.raises(ValueError, match="no column 'file_name'.*path, speaker"):
+    with pytest.raises(ValueError, match="line 2: no 'file_name'.*path, speaker"):
         load_speech_corpus(tmp_path)
 
 
@@ -218,6 +224,28 @@ def test_recordings_without_a_speaker_are_refused(tmp_path):
         load_speech_corpus(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         load_speech_corpus(str(tmp_path / "nowhere"))
+
+
+def test_folders_of_links_and_relative_paths(tmp_path, monkeypatch):
+    for row in range(4):  # as in the cache of the Hub
+        write_wav(tmp_path / "blobs" / f"{row}.wav", row)
+        (tmp_path / "snapshot" / "clips").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "snapshot" / "clips" / f"{row}.wav").symlink_to(tmp_path / "blobs" / f"{row}.wav")
+    lines = [f"clips/{row}.wav,{SPEAKERS[row % 2]}" for row in range(4)]
+    (tmp_path / "snapshot" / "metadata.csv").write_text("\n".join(["file_name,speaker", *lines]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("snapshot", "./snapshot", tmp_path / "snapshot"):
+        splits = load_speech_corpus(name)
+        assert sum(map(len, splits.values())) == 4 and set(splits["train"]["speaker"]) == {"ann", "bob"}
+
+
+def test_a_repository_of_audio_files_is_explained(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        raise ImportError("To support encoding audio data, please install 'torchcodec'.")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match="someone/voices.*audio files.*hf download --repo-type dataset someone/voices"):
+        load_speech_corpus("someone/voices")
 
 
 def test_a_changed_file_is_another_corpus(tmp_path):

@@ -46,7 +46,7 @@ WORD_COLUMN_NAMES = ("label", "word", "keyword", "digit", "command")
 SPLITS = {"train", "validation", "test", *SPLIT_NAMES}
 LAYOUT = (
     "Expected SPEAKER/any.wav (also .flac, .ogg, .mp3 ...), with train/ and validation/ above it or not; or a "
-    "metadata.csv with columns file_name, speaker and perhaps text."
+    "metadata.csv (or .jsonl) with columns file_name, speaker and perhaps text."
 )
 
 
@@ -186,8 +186,8 @@ def load_speech_corpus(
             - the id of a dataset on the Hub, a `.parquet` file, a folder of parquet files (`train*.parquet`,
               `validation*.parquet`) or of `save_to_disk`, with columns for audio and speaker;
             - a folder of recordings: `SPEAKER/any.wav` (or .flac, .ogg, .mp3 ...; folders below a speaker's are his
-              too), with `train/` and `validation/` above it or not; or with a `metadata.csv`: columns `file_name`,
-              `speaker` (else the folder is) and perhaps `text`.
+              too), with `train/` and `validation/` above it or not; or with a `metadata.csv` (or `.jsonl`): columns
+              `file_name`, `speaker` (else the folder is) and perhaps `text`.
         config_name, revision: configuration, and branch, tag or commit, of a dataset on the Hub. Pin the revision to
             repeat a run.
         audio_column, speaker_column, text_column: by their usual names where `None`. A text column may be one of
@@ -216,7 +216,13 @@ def load_speech_corpus(
         splits = _load_folder(path, files, speaker_column, text_column)
         speaker_column = text_column = None
     else:
-        splits = _named_splits(name, _load(name, config_name, revision, False))
+        try:
+            splits = _named_splits(name, _load(name, config_name, revision, False))
+        except ImportError as error:  # a repository of audio files, which datasets itself wants to decode
+            raise ValueError(
+                f"Corpus {name!r} holds audio files and no parquet ({error}). Download it (hf download --repo-type "
+                f"dataset {name} --local-dir FOLDER) and name the folder."
+            ) from error
     splits = {key: _columns(split, name, audio_column, speaker_column, text_column) for key, split in splits.items()}
     splits = _hold_out_speakers(splits, name, held_out_speakers, seed)
     if len(splits["train"]) == 0:
@@ -234,55 +240,51 @@ def load_speech_corpus(
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    """Recordings below a folder, sorted; none where it is a folder of tables."""
+    """Recordings below a folder, sorted, absolute; none where it is a folder of `save_to_disk`."""
     if any((folder / file).exists() for file in ("dataset_dict.json", "state.json")):
         return []
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
+    files = (file for file in Path(os.path.abspath(folder)).rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
     return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
 
 
 def _load_folder(folder: Path, files: list[Path], speaker_column, text_column) -> dict:
     import datasets
 
-    tables = sorted(folder.rglob("metadata.csv"))
     listed = {}
-    for table in tables:
-        for line, row in enumerate(_read_csv(table), start=2):
-            file = (table.parent / row["file_name"]).resolve()
+    for table in sorted((*folder.rglob("metadata.csv"), *folder.rglob("metadata.jsonl"))):
+        for line, row in _read_table(table):
+            file = Path(os.path.abspath(table.parent / row["file_name"]))  # not resolved: it may be a link to elsewhere
             if not file.is_file():
                 raise FileNotFoundError(f"{table}, line {line}: there is no file {row['file_name']!r}.")
             listed[file] = row
     if listed:
-        known = {file.resolve() for file in files}
-        if len(known - set(listed)):
+        left_out = len(set(files) - set(listed))
+        if left_out:
             logger.warning(
-                "%d of %d audio files in %s are not in metadata.csv: left out.",
-                len(known - set(listed)),
-                len(known),
-                folder,
+                "%d of %d audio files in %s are not in its metadata: left out.", left_out, len(files), folder
             )
         files = sorted(listed)
     columns = list(next(iter(listed.values()))) if listed else []
     speaker_column = _folder_column(speaker_column, SPEAKER_COLUMN_NAMES, columns, "speaker", folder)
     if text_column != "none":
         text_column = _folder_column(text_column, (*TEXT_COLUMN_NAMES, *WORD_COLUMN_NAMES), columns, "text", folder)
-    tops = {file.relative_to(folder.resolve() if listed else folder).parts[0] for file in files}
+    places = {file: Path(os.path.relpath(file, folder)).parts for file in files}
+    tops = {parts[0] for parts in places.values()}
     by_split = "train" in {SPLIT_NAMES.get(top, top) for top in tops} and tops <= SPLITS
 
     rows: dict[str, list] = {}
-    for file in files:
-        parts = file.relative_to(folder.resolve() if listed else folder).parts
+    for file, parts in places.items():
         split, parts = (parts[0], parts[1:]) if by_split else ("train", parts)
         row = listed.get(file, {})
         speaker = row.get(speaker_column) if speaker_column else parts[0] if len(parts) > 1 else None
-        if not speaker:
+        if speaker in (None, ""):
             raise ValueError(f"Who speaks in {file}? {LAYOUT}")
         status = file.stat()
         rows.setdefault(SPLIT_NAMES.get(split, split), []).append(
             {
                 "audio": {"bytes": None, "path": str(file)},
-                "speaker": speaker,
-                "text": row.get(text_column) or "",
+                "speaker": str(speaker),
+                "text": str(row.get(text_column) or ""),
                 "state": f"{status.st_size} {status.st_mtime_ns}",  # a changed file is another fingerprint
             }
         )
@@ -298,20 +300,22 @@ def _load_folder(folder: Path, files: list[Path], speaker_column, text_column) -
     }
 
 
-def _read_csv(table: Path) -> list[dict]:
+def _read_table(table: Path) -> Iterator[tuple[int, dict]]:
+    """Line numbers and rows of a metadata.csv or metadata.jsonl."""
     with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "file_name" not in (reader.fieldnames or ()):
-            raise ValueError(
-                f"{table} has no column 'file_name'. Its columns are: {', '.join(reader.fieldnames or ())}. {LAYOUT}"
-            )
-        return [row for row in reader if row["file_name"]]
+        lines = csv.DictReader(file) if table.suffix == ".csv" else map(json.loads, filter(str.strip, file))
+        for line, row in enumerate(lines, start=1 + (table.suffix == ".csv")):
+            if not row.get("file_name"):
+                raise ValueError(
+                    f"{table}, line {line}: no 'file_name'. Its columns are: {', '.join(map(str, row))}. {LAYOUT}"
+                )
+            yield line, row
 
 
 def _folder_column(asked, names, columns: list[str], what: str, folder: Path) -> str | None:
     if asked is not None and asked not in columns:
         raise ValueError(
-            f"There is no column {asked!r} for the {what} in a metadata.csv of {folder}. Its columns are: "
+            f"There is no column {asked!r} for the {what} in the metadata of {folder}. Its columns are: "
             f"{', '.join(columns) or '(there is no metadata.csv)'}."
         )
     return asked or next((name for name in names if name in columns), None)

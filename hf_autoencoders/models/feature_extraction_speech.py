@@ -454,7 +454,8 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
     def _magnitudes(self, log_mels: torch.Tensor) -> torch.Tensor:
         """Log-mels (batch, frames, bins) -> magnitudes >= 0 (batch, frames, n_fft // 2 + 1) that have them: least
         squares by multiplicative updates (Lee & Seung 2001)."""
-        mels = log_mels.exp() if self.log_scale == "log" else 10**log_mels
+        log_mels = log_mels if self.log_scale == "log" else log_mels * math.log(10)
+        mels = log_mels.clamp(max=math.log(self.win_length)).exp()  # nothing in [-1, 1] is louder
         mels = torch.where(mels <= self.log_floor * 1.001, 0.0, mels)  # the floor itself is silence
         filters = self._filters(mels.device)
         projected, gram = mels @ filters.T, filters @ filters.T
