@@ -970,7 +970,7 @@ def perturb_voice(
     generator: torch.Generator,
     *,
     feature_extractor,
-    formant_shift: float = 0.15,
+    formant_shift: float = 0.17,
     equalizer: float = 0.5,
     equalizer_points: int = 6,
     gain: float = 0.0,
