@@ -11,6 +11,10 @@ restore("digit.png", output_type="dict")   # {"image": PIL image, "mean_squared_
 summarize = pipeline("text-summarization", model="path/or/hub-id")
 summarize("A long sentence ...", num_words=8)              # [{"summary_text": "...", "num_words": 8}]
 summarize(["A long sentence ...", "Another"], ratio=0.4)   # one such dictionary for each
+
+convert = pipeline("voice-conversion", model="path/or/hub-id")
+convert({"source": "said.wav", "target": "voice.wav"})      # {"audio": float32 array, "sampling_rate": int}
+convert("said.wav", target=["voice.wav", "voice2.wav"])     # several clips of the voice are averaged
 ```
 
 Features need no pipeline of their own: the stock `pipeline("image-feature-extraction", model=...)` returns the latents.
@@ -21,6 +25,7 @@ Features need no pipeline of their own: the stock `pipeline("image-feature-extra
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM, Pipeline
 from transformers.image_utils import load_image
@@ -33,6 +38,7 @@ logger = logging.get_logger(__name__)
 
 IMAGE_RECONSTRUCTION = "image-reconstruction"
 TEXT_SUMMARIZATION = "text-summarization"  # "summarization" alone is a task that transformers 5 removed, and refuses
+VOICE_CONVERSION = "voice-conversion"
 TOKENS_PER_WORD = 8  # at most, on average over the words of a summary
 
 
@@ -182,6 +188,129 @@ class TextSummarizationPipeline(Pipeline):
         return result
 
 
+class VoiceConversionPipeline(Pipeline):
+    """What one recording says, in the voice of others, by a model with `convert`.
+
+    Called with `{"source": recording, "target": recording or list of recordings}`, with a list or a generator of them,
+    or with a source and `target=`. A recording is a path, the bytes of a file, a waveform (n,) at the model's sampling
+    rate, or `{"array", "sampling_rate"}` or `{"bytes", "path"}` as datasets have them; one of another rate is
+    resampled. The voices of several target clips are averaged. `batch_size` batches them.
+
+    The answer is `audio`, float32 (n,), as long as the source, and its `sampling_rate`.
+
+    Args, at construction or in the call:
+        target (*optional*): the voice for all sources, which are then given alone.
+        vocoder (*optional*): a HiFi-GAN of transformers that makes the waveform; Griffin-Lim by default. See
+            `SpeechFeatureExtractor.to_waveform`.
+
+    Raises:
+        ValueError: a recording that is empty, not finite, stereo or cannot be read; a source without a target; a model
+            that cannot convert, or a feature extractor that belongs to another one.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = True
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        lacking = [name for name in ("convert", "encode_speaker") if not hasattr(self.model, name)]
+        if lacking:
+            raise ValueError(
+                f"{type(self.model).__name__} has no {lacking[0]}: expected a voice converter of hf_autoencoders"
+            )
+        check_feature_extractor(self.feature_extractor, self.model)
+
+    def _sanitize_parameters(self, target=None, vocoder=None, **unknown):
+        if unknown:
+            raise TypeError(f"unknown argument(s) {', '.join(unknown)}: this pipeline takes target and vocoder")
+        preprocess = {} if target is None else {"target": target}
+        return preprocess, {}, {} if vocoder is None else {"vocoder": vocoder}
+
+    def preprocess(self, inputs: Any, target: Any = None) -> dict[str, torch.Tensor]:
+        if isinstance(inputs, Mapping) and "source" in inputs:
+            source, target = inputs["source"], inputs.get("target", target)
+        else:
+            source = inputs
+        if target is None:
+            raise ValueError('there is no voice to convert to: pass {"source": ..., "target": ...}, or target=...')
+        waveform = self._waveform(source)
+        voices = [self._features(self._waveform(clip)) for clip in _clips(target)]
+        features = self._features(waveform)
+        # The clips of the voice go one after the other, so that those of several rows can be batched: clip 1, 2, ...,
+        # and 0 for padding.
+        numbers = torch.cat([torch.full((1, clip.shape[1]), number) for number, clip in enumerate(voices, start=1)], 1)
+        return {
+            "input_features": features,
+            "attention_mask": torch.ones(features.shape[:2], dtype=torch.long),
+            "speaker_features": torch.cat(voices, 1),
+            "speaker_clips": numbers,
+            "num_samples": torch.tensor([len(waveform)]),
+        }
+
+    def _waveform(self, recording: Any) -> np.ndarray:
+        """Any recording as a checked waveform (n,) at the rate of the model."""
+        from .data.speech import read_audio
+
+        rate = self.feature_extractor.sampling_rate
+        if isinstance(recording, Mapping) and "array" in recording:
+            recording, rate = recording["array"], int(recording["sampling_rate"])
+        elif not isinstance(recording, np.ndarray | torch.Tensor):
+            recording, rate = read_audio(recording)
+        return self.feature_extractor._at_own_rate(recording, rate, resample=True)
+
+    def _features(self, waveform: np.ndarray) -> torch.Tensor:
+        rate = self.feature_extractor.sampling_rate
+        return self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt")["input_features"]
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        voices = []
+        for features, numbers in zip(model_inputs["speaker_features"], model_inputs["speaker_clips"], strict=True):
+            clips = [features[numbers == number] for number in range(1, int(numbers.max()) + 1)]
+            voices.append(torch.stack([self.model.encode_speaker(clip[None])[0] for clip in clips]).mean(0))
+        features, mask = model_inputs["input_features"], model_inputs["attention_mask"]
+        converted = self.model.convert(features, attention_mask=mask, speaker_embeddings=torch.stack(voices))
+        return {"features": converted, "attention_mask": mask, "num_samples": model_inputs["num_samples"]}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], vocoder=None) -> dict[str, Any]:
+        waveform = self.feature_extractor.to_waveform(
+            model_outputs["features"].float(),
+            model_outputs["attention_mask"],
+            vocoder=vocoder,
+            lengths=model_outputs["num_samples"].flatten(),
+        )[0]
+        return {"audio": waveform.cpu().numpy(), "sampling_rate": self.feature_extractor.sampling_rate}
+
+
+def _clips(target: Any) -> list:
+    """The recordings of a voice, one or more."""
+    clips = list(target) if isinstance(target, list | tuple) else [target]
+    if not clips:
+        raise ValueError("the voice to convert to needs at least one recording, got an empty list")
+    return clips
+
+
+def check_feature_extractor(feature_extractor, model) -> None:
+    """Check that a feature extractor can belong to a model of speech.
+
+    Raises:
+        ValueError: it cannot: its features have another size or rate.
+    """
+    config = model.config
+    for own, name in (
+        ("feature_size", "num_mel_bins"),
+        ("sampling_rate", "sampling_rate"),
+        ("hop_length", "hop_length"),
+    ):
+        found, expected = getattr(feature_extractor, own, None), getattr(config, name, None)
+        if found != expected:
+            raise ValueError(
+                f"the feature extractor has {own}={found}, but the model {name}={expected}: they do not belong "
+                "together. Load the feature extractor that was saved with the model"
+            )
+
+
 def check_tokenizer(tokenizer, model) -> None:
     """Check that a tokenizer can belong to a model of text.
 
@@ -215,6 +344,7 @@ def register() -> None:
     for task, pipeline_class, auto_class, kind in (
         (IMAGE_RECONSTRUCTION, ImageReconstructionPipeline, AutoModel, "image"),
         (TEXT_SUMMARIZATION, TextSummarizationPipeline, AutoModelForSeq2SeqLM, "text"),
+        (VOICE_CONVERSION, VoiceConversionPipeline, AutoModel, "audio"),
     ):
         if task not in known:
             PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=auto_class, type=kind)

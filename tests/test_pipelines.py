@@ -1,10 +1,13 @@
-"""Pipelines: our own image-reconstruction and text-summarization, and the stock image-feature-extraction."""
+"""Pipelines: our own image-reconstruction, text-summarization and voice-conversion, and the stock
+image-feature-extraction."""
 
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
 from PIL import Image
@@ -20,6 +23,10 @@ from hf_autoencoders import (
     VQVAEConfig,
     VQVAEModel,
 )
+from hf_autoencoders.data.speech import resample
+from hf_autoencoders.models.configuration_voice_conversion import VoiceConversionConfig
+from hf_autoencoders.models.feature_extraction_speech import SpeechFeatureExtractor
+from hf_autoencoders.models.modeling_voice_conversion import VoiceConversionModel
 
 KINDS = ("autoencoder", "vae", "vqvae", "colour")
 
@@ -207,6 +214,119 @@ def test_tokenizers_and_models_of_others_are_refused(summarizer):
     t5 = T5ForConditionalGeneration(T5Config(**tiny.T5))
     with pytest.raises(ValueError, match="T5ForConditionalGeneration has no reconstruct: expected a summarizer"):
         pipeline("text-summarization", model=t5, tokenizer=tokenizer)
+
+
+MEL = {"sampling_rate": 8000, "hop_length": 100}
+
+
+@pytest.fixture(scope="module")
+def converter(tmp_path_factory):
+    """Folder of a tiny voice converter with its feature extractor."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("converter")
+    VoiceConversionModel(
+        VoiceConversionConfig(**MEL, num_mel_bins=16, hidden_size=8, latent_size=4, speaker_size=6)
+    ).save_pretrained(folder)
+    SpeechFeatureExtractor(**MEL, feature_size=16, win_length=400, n_fft=512, mean=-3.0, std=2.0).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+def recording(seed: int, num_samples: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(num_samples)).astype(np.float32)
+
+
+def wav(waveform, rate: int = 8000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def test_conversion_equals_the_model(converter, tmp_path):
+    convert = pipeline("voice-conversion", model=converter, device="cpu")
+    source, targets = recording(0, 1730), [recording(1, 900), recording(2, 2500)]
+    (tmp_path / "source.wav").write_bytes(wav(source))
+    model, extractor = convert.model, convert.feature_extractor
+    with torch.no_grad():
+        features = [extractor(clip, sampling_rate=8000, return_tensors="pt").input_features for clip in targets]
+        voice = torch.stack([model.encode_speaker(clip) for clip in features]).mean(0)
+        inputs = extractor(source, sampling_rate=8000, return_tensors="pt").input_features
+        expected = extractor.to_waveform(model.convert(inputs, speaker_embeddings=voice), lengths=[1730])[0].numpy()
+    named = {"array": targets[1], "sampling_rate": 8000}
+    for result in (
+        convert({"source": str(tmp_path / "source.wav"), "target": [wav(targets[0]), named]}),
+        convert(source, target=[targets[0], torch.from_numpy(targets[1])]),
+        convert({"source": {"bytes": wav(source), "path": None}}, target=targets),
+    ):
+        assert set(result) == {"audio", "sampling_rate"} and result["sampling_rate"] == 8000
+        assert result["audio"].dtype == np.float32 and result["audio"].shape == (1730,)
+        np.testing.assert_allclose(result["audio"], expected, atol=1e-4)
+    other = convert(source, target=targets[0])["audio"]
+    assert np.abs(other - expected).max() > 1e-3
+
+
+def test_conversions_in_batches_are_those_one_by_one(converter):
+    convert = pipeline("voice-conversion", model=converter, device="cpu")
+    pairs = [
+        {"source": recording(0, 900), "target": [recording(1, 700), recording(2, 2100)]},
+        {"source": recording(3, 2400), "target": recording(4, 400)},
+        {"source": recording(5, 1000), "target": recording(6, 3000)},
+    ]
+    batched = convert(pairs, batch_size=3)
+    for pair, result in zip(pairs, batched, strict=True):
+        alone = convert(pair)["audio"]
+        assert result["audio"].shape == pair["source"].shape
+        np.testing.assert_allclose(result["audio"], alone, atol=1e-3 * np.abs(alone).max())
+
+
+def test_recordings_of_other_rates_are_resampled(converter):
+    convert = pipeline("voice-conversion", model=converter, device="cpu")
+    seconds = np.arange(16000) / 16000
+    tone = (0.3 * np.sin(2 * np.pi * 440 * seconds)).astype(np.float32)
+    fast = convert(wav(tone, 16000), target=wav(tone, 16000))["audio"]
+    halved = resample(tone, 16000, 8000)
+    slow = convert(halved, target=halved)["audio"]
+    assert fast.shape == slow.shape == (8000,)
+    np.testing.assert_allclose(fast, slow, atol=1e-3 * np.abs(slow).max())
+    integers = {"array": (np.round(halved * 32767)).astype(np.int16), "sampling_rate": 8000}
+    floats = (integers["array"] / 32768).astype(np.float32)
+    np.testing.assert_array_equal(convert(integers, target=halved)["audio"], convert(floats, target=halved)["audio"])
+
+
+def test_what_cannot_be_converted_is_refused(converter, folders):
+    convert = pipeline("voice-conversion", model=converter, device="cpu")
+    good = recording(0, 900)
+    for bad, message in (
+        (wav(np.stack([good, good], 1)), "2 channels"),
+        (wav(np.append(good, np.nan)), "NaN or infinite"),
+        (np.append(good, np.inf).astype(np.float32), "NaN or infinite"),
+        (good[:0], "empty"),
+        (b"noise", "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert({"source": bad, "target": good})
+        with pytest.raises(ValueError, match=message):
+            convert({"source": good, "target": [good, bad]})
+    with pytest.raises(ValueError, match="there is no voice to convert to"):
+        convert(good)
+    with pytest.raises(ValueError, match="needs at least one recording"):
+        convert(good, target=[])
+    with pytest.raises(TypeError, match="colour.*takes target and vocoder"):
+        convert(good, target=good, colour=1)
+    with pytest.raises(FileNotFoundError):
+        convert("no.wav", target=good)
+
+
+def test_feature_extractors_and_models_of_others_are_refused(converter, folders):
+    model = VoiceConversionModel.from_pretrained(converter)
+    other = SpeechFeatureExtractor(feature_size=16, sampling_rate=16000, hop_length=100, win_length=400)
+    with pytest.raises(ValueError, match="sampling_rate=16000, but the model sampling_rate=8000"):
+        pipeline("voice-conversion", model=model, feature_extractor=other)
+    with pytest.raises(ValueError, match="has no convert: expected a voice converter"):
+        pipeline(
+            "voice-conversion", model=AutoencoderModel.from_pretrained(folders["autoencoder"]), feature_extractor=other
+        )
 
 
 def test_importing_the_package_does_not_import_the_pipelines(script_env):

@@ -8,6 +8,10 @@
 Of text: `summaries`: how good are they, and do they hold what is needed to restore the text? `readability`: do they
 read like real ones? `extractive`: how good would words taken from the text be, without a model?
 
-Everything but `evaluate` and the end of `summaries` is pure functions over tensors, arrays and strings and knows no
-particular variant.
+Of speech: `voice_conversion`: do conversions take the voice and keep the word, and what do the two parts of the code
+know of each other? `speech_judges`: who decides that. `speech_codes`: are discrete codes like phones?
+`mel_pictures`: what does it look like?
+
+Everything but `evaluate`, and what gathers the answers at the end of `summaries`, `voice_conversion` and
+`speech_codes`, is functions over tensors, arrays and strings and knows no particular variant.
 """
