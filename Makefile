@@ -1,4 +1,4 @@
-# make demo | demo-text | test | check | style | test-slow | bench | clean
+# make demo | demo-text | demo-speech | test | check | style | test-slow | bench | clean
 # Every target sets up .venv by itself; python3 (3.10 or newer) and a package index are all that is needed.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1
-.PHONY: demo demo-text test test-slow check style bench clean
+.PHONY: demo demo-text demo-speech test test-slow check style bench clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -28,6 +28,13 @@ demo-text: $(INSTALLED)
 	$(LAUNCH) training/train_seq2seq2seq.py --recipe $(TEXT)_1_warm_start.yaml
 	$(LAUNCH) training/train_seq2seq2seq.py --recipe $(TEXT)_2_autoencode.yaml
 	$(LAUNCH) training/train_seq2seq2seq.py --recipe $(TEXT)_3_adversarial.yaml
+
+# Synthetic voices of espeak-ng: no download. Converted clips to hear, and a picture of them, are in runs/demo-speech.
+demo-speech: $(INSTALLED)
+	@rm -rf runs/demo-speech
+	$(LAUNCH) training/train_voice_conversion.py --recipe training/recipes/voice_conversion_espeak.yaml --output_dir runs/demo-speech/voice_conversion
+	$(LAUNCH) training/train_speech_vqvae.py --recipe training/recipes/speech_vqvae_espeak.yaml --output_dir runs/demo-speech/speech_vqvae
+	@echo "Listen to runs/demo-speech/voice_conversion/final/example-*.wav, and look at conversions.png beside them"
 
 # The model tests of transformers itself run against every variant; they ship in its source distribution only.
 test: $(INSTALLED)

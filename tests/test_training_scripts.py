@@ -127,6 +127,18 @@ def test_recipe_and_publishing(script_env, tmp_path):
     assert not [name for name in files if "checkpoint" in name]
 
 
+def test_speech_with_a_recipe(script_env, tmp_path):
+    """On the embedded voices: the recipe of the demo, cut short."""
+    recipe = TRAINING / "recipes" / "speech_vqvae_espeak.yaml"
+    flags = "--max_steps 2 --eval_steps 2 --hidden_size 8 --batch_size 4 --no_final_evaluation --num_examples 2".split()
+    output = run([*LAUNCH, script("speech_vqvae"), "--recipe", recipe, *flags], script_env, tmp_path)
+    final = tmp_path / "runs" / "speech_vqvae-espeak" / "final"
+    assert "the finished model is in runs/speech_vqvae-espeak/final" in output and "code_usage" in output
+    assert {"conversions.png", "example-1-converted.wav", "preprocessor_config.json"} <= {
+        p.name for p in final.iterdir()
+    }
+
+
 def test_kill_and_resume(one_process, killer, script_env, tmp_path):
     """Killed from outside at some moment, then in the middle of writing a checkpoint, then left to end."""
     command = [sys.executable, script("vqvae"), *SHORT, "--output_dir", "run"]
