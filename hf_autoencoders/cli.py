@@ -22,7 +22,7 @@ BATCH_SIZE = 500  # of evaluation.evaluate; a test holds them equal
 TEXT_BATCH_SIZE, NUM_BEAMS = 64, 4  # of evaluation.summaries, likewise
 IMPORTANCE_SAMPLES = 200
 VALIDATION_FRACTION = 0.1  # of training, likewise
-# Flags of evaluate that are for one kind of model alone, with what they are when not given.
+# Flags of evaluate and encode that are not for every kind of model, with what they are when not given.
 IMAGE_FLAGS = {
     "split": "validation",
     "validation_fraction": None,
@@ -35,6 +35,17 @@ IMAGE_FLAGS = {
 TEXT_FLAGS = dict.fromkeys(
     ("summaries", "validation", "text_column", "summary_column", "lowercase", "num_words", "num_beams")
 )
+AUDIO_FLAGS = {
+    **dict.fromkeys(("validation_fraction", "audio_column", "speaker_column", "text_column", "held_out_speakers")),
+    "split": "validation",
+    "skip_bad_audio": False,
+    "num_pairs": None,
+    "num_target_clips": None,
+    "pictures": None,
+}
+FLAGS = {"image": IMAGE_FLAGS, "text": TEXT_FLAGS, "audio": AUDIO_FLAGS}
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+SPEECH_BATCH_SIZE = 32  # of evaluation.voice_conversion
 
 
 class Mistake(ValueError):
@@ -66,14 +77,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    if _is_text_model(arguments):
-        _refuse(arguments, IMAGE_FLAGS, "a text", "image")
+    kind = _modality(arguments)
+    _refuse(arguments, kind)
+    measured = None
+    if kind == "text":
         model, result = _measure_summarizer(arguments)
-        titles = ("metrics", "not_measured")
+    elif kind == "audio":
+        model, result, measured = _measure_speech(arguments)
     else:
-        _refuse(arguments, TEXT_FLAGS, "an image", "text")
         model, result, measured = _measure_images(arguments)
-        titles = ("metrics", "baselines", "not_measured")
+    titles = ("metrics", "baselines", "not_measured") if kind == "image" else ("metrics", "not_measured")
     for title in titles:
         if result[title]:
             print(title.replace("_", " "))
@@ -87,7 +100,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"written to {write_metrics(output, result)}")
     if folder and output.resolve() == (folder / METRICS).resolve():
         _renew_card(folder, model.config.model_type)
-    if arguments.pictures:
+    if arguments.pictures and kind == "audio":
+        from .evaluation.voice_conversion import conversion_picture
+
+        picture = conversion_picture(model, measured, seed=arguments.seed)
+        _save(picture, str(Path(arguments.pictures) / "conversions.png"))
+    elif arguments.pictures:
         from .evaluation.pictures import draw_model
 
         for picture in draw_model(model, measured, arguments.pictures, seed=arguments.seed):
@@ -152,32 +170,111 @@ def _measure_summarizer(arguments: argparse.Namespace) -> tuple:
     return model, result
 
 
+def _measure_speech(arguments: argparse.Namespace) -> tuple:
+    """A model of speech, its numbers, whose table is printed, and the clips they were measured on."""
+    from .evaluation.speech_codes import evaluate_speech_codes, format_codes_table
+    from .evaluation.voice_conversion import evaluate_voice_conversion, format_table
+
+    if arguments.split != "validation":
+        raise Mistake(f"--split {arguments.split}: a model of speech is measured on the split validation")
+    model, extractor = _load_speech_model(arguments)
+    splits = _load_speech(arguments, extractor)
+    common = {
+        "corpus": _corpus(arguments, splits["validation"]),
+        "batch_size": arguments.batch_size or SPEECH_BATCH_SIZE,
+        "seed": arguments.seed,
+        "command": arguments.command_line,
+        "progress": _progress(arguments),
+    }
+    if hasattr(model, "decode_codes"):
+        result = evaluate_speech_codes(model, extractor, splits["train"], splits["validation"], **common)
+        print(format_codes_table(result["table"]))
+    else:
+        result = evaluate_voice_conversion(
+            model,
+            extractor,
+            splits["train"],
+            splits["validation"],
+            unseen=splits.get("unseen"),
+            num_pairs=arguments.num_pairs,
+            num_target_clips=arguments.num_target_clips or 1,
+            **common,
+        )
+        print(format_table(result["table"]))
+    result["settings"]["validation_fraction"] = arguments.validation_fraction
+    return model, result, splits["validation"]
+
+
 def _encode(arguments: argparse.Namespace) -> None:
     from safetensors.numpy import save_file
 
-    from .evaluation.evaluate import encode_images
-
-    model, processor = _load_model(arguments)
-    (images,) = _load_images(arguments, processor, [arguments.split])
-    content = arguments.content or ("codes" if hasattr(model, "decode_codes") else "latents")
-    if content == "codes" and not hasattr(model, "decode_codes"):
-        raise Mistake(f"{arguments.model} has no discrete codes: use --content latents")
-    encoded = encode_images(
-        model,
-        images.images,
-        batch_size=arguments.batch_size,
-        keep_latents=content == "latents",
-        progress=f"encode {arguments.split}" if _progress(arguments) else None,
-    )
-    tensors = {content: getattr(encoded, content)}
-    if images.labels is not None:
-        tensors["labels"] = images.labels
+    kind = _modality(arguments)
+    if kind != "text":  # of those, loading tells what is wrong
+        _refuse(arguments, kind)
+    tensors, names = _encode_speech(arguments) if kind == "audio" else (_encode_images(arguments), {})
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"model": arguments.model, "corpus": arguments.corpus, "split": arguments.split}
+    metadata = {"model": arguments.model, "corpus": arguments.corpus, "split": arguments.split, **names}
     save_file(tensors, arguments.output, metadata)
     for name, array in tensors.items():
         print(f"{name} {array.dtype} {tuple(array.shape)}")
     print(f"written to {arguments.output}")
+
+
+def _encode_images(arguments: argparse.Namespace) -> dict:
+    """What there is to write of images: their codes or latents, and labels."""
+    from .evaluation.evaluate import encode_images
+
+    model, processor = _load_model(arguments)
+    (images,) = _load_images(arguments, processor, [arguments.split])
+    content = _content_of(model, arguments, hasattr(model, "decode_codes"))
+    encoded = encode_images(
+        model,
+        images.images,
+        batch_size=arguments.batch_size or BATCH_SIZE,
+        keep_latents=content == "latents",
+        progress=f"encode {arguments.split}" if _progress(arguments) else None,
+    )
+    labels = {} if images.labels is None else {"labels": images.labels}
+    return {content: getattr(encoded, content), **labels}
+
+
+def _encode_speech(arguments: argparse.Namespace) -> tuple[dict, dict]:
+    """What there is to write of recordings, all clips one after the other, and the names of speakers and words."""
+    import numpy as np
+
+    from .evaluation.voice_conversion import clip_features, encode_clips
+
+    model, extractor = _load_speech_model(arguments)
+    splits = _load_speech(arguments, extractor, [arguments.split])
+    clips = splits[arguments.split]
+    content = _content_of(model, arguments, getattr(model, "quantizer", None) is not None)
+    parts, voices = encode_clips(
+        model,
+        clip_features(clips),
+        batch_size=arguments.batch_size or SPEECH_BATCH_SIZE,
+        codes=content == "codes",
+        progress=f"encode {arguments.split}" if _progress(arguments) else None,
+    )
+    if content == "codes":
+        parts = [part.T.astype(np.int32) for part in parts]
+    tensors = {
+        content: np.concatenate(parts),
+        "starts": np.cumsum([0, *map(len, parts)]),
+        "speaker_embeddings": voices,
+        "speakers": np.asarray(clips.speakers, np.int64),
+    }
+    names = {"speaker_names": json.dumps(list(clips.speaker_names))}
+    if clips.words is not None:
+        tensors["words"] = np.asarray(clips.words, np.int64)
+        names["word_names"] = json.dumps(list(clips.word_names))
+    return tensors, names
+
+
+def _content_of(model, arguments: argparse.Namespace, has_codes: bool) -> str:
+    """What `encode` shall write; codes are written without being asked for by models that are made for them."""
+    if arguments.content == "codes" and not has_codes:
+        raise Mistake(f"{arguments.model} has no discrete codes: use --content latents")
+    return arguments.content or ("codes" if hasattr(model, "decode_codes") else "latents")
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
@@ -271,6 +368,46 @@ def _summarize(arguments: argparse.Namespace) -> None:
             print(f"{done} lines{where}{cut if truncated else ''}", file=sys.stderr)
 
 
+def _convert_voice(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from .data.speech import read_audio, write_audio
+    from .pipelines import VoiceConversionPipeline
+
+    inputs = [arguments.source, *arguments.targets]
+    outputs = [arguments.output, *filter(None, [arguments.picture])]
+    if overwritten := {Path(path).resolve() for path in inputs} & {Path(path).resolve() for path in outputs}:
+        raise Mistake(f"{overwritten.pop()} is an input, too: choose another file to write to")
+    if Path(arguments.output).suffix.lower() not in AUDIO_SUFFIXES:
+        raise Mistake(f"{arguments.output}: expected a file that ends in {', '.join(AUDIO_SUFFIXES)}")
+    model, extractor = _load_speech_model(arguments)
+    rate, recordings = extractor.sampling_rate, []
+    for path in inputs:
+        try:
+            with _mistakes():
+                waveform, own_rate = read_audio(path, downmix=arguments.downmix)
+                extractor(waveform, sampling_rate=rate)  # refuses what is no recording
+        except Mistake as error:
+            message = str(error).replace("pass downmix=True", "use --downmix")
+            raise Mistake(message if path in message else f"{path}: {message}") from error
+        if own_rate != rate:
+            print(f"{path}: resampled from {own_rate} to {rate} samples per second", file=sys.stderr)
+        recordings.append({"array": waveform, "sampling_rate": own_rate})
+    with _mistakes():
+        convert = VoiceConversionPipeline(model=model, feature_extractor=extractor, device=model.device)
+    audio = convert({"source": recordings[0], "target": recordings[1:]})["audio"]
+    with _mistakes():
+        write_audio(arguments.output, audio, rate)
+    print(f"written to {arguments.output}")
+    if arguments.picture:
+        from .evaluation.mel_pictures import mel_picture
+
+        recordings[2:] = [dict(zip(("array", "sampling_rate"), read_audio(arguments.output), strict=True))]
+        panels = [torch.from_numpy(extractor(clip, resample=True)["input_features"][0]) for clip in recordings]
+        with _mistakes():
+            _save(mel_picture([dict(zip(("source", "target", "converted"), panels, strict=True))]), arguments.picture)
+
+
 def _line_batches(source, arguments: argparse.Namespace):
     """Lines of a binary file, so many at once as are not blank, with the blank ones between them."""
     lines, texts = [], 0
@@ -325,22 +462,28 @@ def _variants(arguments: argparse.Namespace) -> None:
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
-def _is_text_model(arguments: argparse.Namespace) -> bool:
-    """Whether the model reads texts, by its configuration; of one that is not ours, loading it tells what is wrong."""
+def _modality(arguments: argparse.Namespace) -> str:
+    """What the model reads, by its configuration: "image", "text" or "audio"; of one that is not ours "image", and
+    loading it tells what is wrong."""
     from transformers import AutoConfig
 
     from .registry import VARIANTS
 
     with _mistakes(f"cannot load {_checked_name(arguments)}: "):
         config = AutoConfig.from_pretrained(arguments.model, **_source(arguments))
-    return config.model_type in VARIANTS and VARIANTS[config.model_type].modality == "text"
+    return VARIANTS[config.model_type].modality if config.model_type in VARIANTS else "image"
 
 
-def _refuse(arguments: argparse.Namespace, flags: dict, kind: str, other: str) -> None:
-    """Refuse flags that were given, but are for models of the other kind."""
-    given = [flag for flag, default in flags.items() if getattr(arguments, flag) != default]
-    if given:
-        raise Mistake(f"--{given[0]} is for {other} models, but {arguments.model} is {kind} model")
+def _refuse(arguments: argparse.Namespace, kind: str) -> None:
+    """Refuse flags that were given, but are for models of other kinds."""
+    for flag in dict.fromkeys(flag for flags in FLAGS.values() for flag in flags):
+        kinds = [name for name, flags in FLAGS.items() if flag in flags]
+        default = FLAGS[kinds[0]][flag]
+        if kind not in kinds and getattr(arguments, flag, default) != default:
+            article = "a" if kind == "text" else "an"
+            raise Mistake(
+                f"--{flag} is for {' and '.join(kinds)} models, but {arguments.model} is {article} {kind} model"
+            )
 
 
 def _load_model(arguments: argparse.Namespace):
@@ -372,6 +515,24 @@ def _load_summarizer(arguments: argparse.Namespace):
     model = _load_weights(arguments, AutoModelForSeq2SeqLM, is_right, "a summarizer of this package")
     with _mistakes(f"cannot load the tokenizer of {arguments.model}: "):
         return model, AutoTokenizer.from_pretrained(arguments.model, **_source(arguments))
+
+
+def _load_speech_model(arguments: argparse.Namespace):
+    """A model of speech, ready to be used, and its feature extractor."""
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    from .pipelines import check_feature_extractor
+
+    def is_right(model) -> bool:
+        return all(hasattr(model, name) for name in ("convert", "encode_speaker"))
+
+    model = _load_weights(arguments, AutoModel, is_right, "an auto-encoder of speech")
+    with _mistakes(
+        f"cannot load the feature extractor of {arguments.model}: "
+    ):  # it has statistics, nothing replaces it
+        extractor = AutoFeatureExtractor.from_pretrained(arguments.model, **_source(arguments))
+        check_feature_extractor(extractor, model)
+    return model, extractor
 
 
 def _source(arguments: argparse.Namespace) -> dict:
@@ -428,7 +589,7 @@ def _training_of(arguments: argparse.Namespace) -> dict:
     return {}
 
 
-def _as_in_training(arguments: argparse.Namespace) -> None:
+def _as_in_training(arguments: argparse.Namespace, columns: tuple[str, ...] = ("image_column", "label_column")) -> None:
     """Read the corpus as the training of the model did, where that was on the same one, and refuse to measure on rows
     it was trained on."""
     run = _training_of(arguments)
@@ -447,7 +608,28 @@ def _as_in_training(arguments: argparse.Namespace) -> None:
     if fraction is None and trained_fraction != VALIDATION_FRACTION:
         taken.append(f"--validation_fraction {trained_fraction:g}")
     arguments.validation_fraction = fraction or trained_fraction
-    _take_over(arguments, run, ("image_column", "label_column"), taken)
+    _take_over(arguments, run, columns, taken)
+
+
+def _speech_as_in_training(arguments: argparse.Namespace) -> int:
+    """Read recordings as the training of the model did, where that was on the same corpus, and refuse to measure on
+    clips it was trained on. Returns the seed that the splits are made with."""
+    columns = ("audio_column", "speaker_column", "text_column")
+    _as_in_training(arguments, columns)
+    run = _training_of(arguments)
+    if not _is_corpus_of(run.get("dataset"), arguments):
+        return 0
+    trained = [str(name) for name in run.get("held_out_speakers") or []]
+    if arguments.held_out_speakers is None and trained:
+        arguments.held_out_speakers = trained
+        print(f"as in training: --held_out_speakers {' '.join(trained)}", file=sys.stderr)
+    elif arguments.held_out_speakers is not None and arguments.held_out_speakers != trained:
+        held_out = " ".join(trained) or "nobody"
+        raise Mistake(
+            f"the training of {arguments.model} on {arguments.corpus} held out {held_out}: others it has heard. "
+            "Leave out --held_out_speakers"
+        )
+    return int(run.get("seed") or 0)
 
 
 def _texts_as_in_training(arguments: argparse.Namespace) -> None:
@@ -511,6 +693,38 @@ def _load_images(arguments: argparse.Namespace, processor, names: list[str]) -> 
             for name in dict.fromkeys(names)
         }
     return [decoded[name] for name in names]
+
+
+def _load_speech(arguments: argparse.Namespace, extractor, names: list[str] | None = None) -> dict:
+    """Splits of the corpus, read: those named, else all of them."""
+    from .data.speech import load_speech_corpus, speech_clips
+
+    seed = _speech_as_in_training(arguments)
+    held_out = arguments.held_out_speakers or []
+    if len(held_out) == 1 and held_out[0].isdecimal():
+        held_out = int(held_out[0])
+    reading = {"on_bad_audio": "skip" if arguments.skip_bad_audio else "raise", "progress": _progress(arguments)}
+    with _mistakes():
+        splits = load_speech_corpus(
+            arguments.corpus,
+            arguments.config_name,
+            revision=arguments.corpus_revision,
+            audio_column=arguments.audio_column,
+            speaker_column=arguments.speaker_column,
+            text_column=arguments.text_column,
+            validation_fraction=arguments.validation_fraction,
+            held_out_speakers=held_out,
+            seed=seed,
+        )
+        if unknown := [name for name in names or [] if name not in splits]:
+            raise Mistake(f"{arguments.corpus} has no split {unknown[0]!r}: expected one of {', '.join(splits)}")
+        known: dict = {}
+        result = {}
+        for name in names or [name for name in ("train", "validation", "unseen") if name in splits]:
+            result[name] = speech_clips(splits[name], extractor, **reading, **known)
+            if name == "train":
+                known = {"speakers": result[name].speaker_names, "words": result[name].word_names}
+    return result
 
 
 def _corpus(arguments: argparse.Namespace, images) -> dict:
@@ -640,8 +854,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Measure, use and publish auto-encoders. MODEL is a folder or a model id on the Hub; CORPUS is "
-        '"digits" or "docstrings" (embedded), a dataset id on the Hub, a .parquet file, or a folder of parquet files '
-        "or images.",
+        '"digits", "docstrings" or "espeak" (embedded), a dataset id on the Hub, a .parquet file, or a folder of '
+        "parquet files, images or recordings.",
         epilog=f"{PROGRAM} VERB --help explains a verb. Training: see training/README.md.",
         formatter_class=_Help,
         allow_abbrev=False,
@@ -687,6 +901,16 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--image_column", help="column with the images; guessed when not given")
         options.add_argument("--label_column", help='column with the classes, "none" for none; guessed when not given')
         options.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images")
+        options = sub.add_argument_group("corpus of a speech model")
+        options.add_argument("--audio_column", help="column with the recordings; guessed when not given")
+        options.add_argument("--speaker_column", help="column that says who speaks; guessed when not given")
+        options.add_argument(
+            "--held_out_speakers",
+            nargs="+",
+            metavar="NAME",
+            help="speakers, or how many, that are the split unseen; as in the training of the model when not given",
+        )
+        options.add_argument("--skip_bad_audio", action="store_true", help="leave out unreadable recordings")
 
     def batch_size(sub: argparse.ArgumentParser, default: int = BATCH_SIZE, unit: str = "images") -> None:
         sub.add_argument("--batch_size", type=_whole_number, default=default, help=f"{unit} at once")
@@ -703,7 +927,9 @@ def _parser() -> argparse.ArgumentParser:
         "measure a model and write one JSON",
         "Of images: reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the "
         "same size or of equal bits, and a linear probe where there are labels. Of texts: ROUGE, readability, length "
-        "and reconstruction of the summaries, beside what needs no training. On a model folder the numbers go into "
+        "and reconstruction of the summaries, beside what needs no training. Of speech: do conversions take the voice "
+        "and keep the word, in the ears of judges made of real recordings, and what do content and speaker know of "
+        "each other; or how much codes are like phones. On a model folder the numbers go into "
         "its metrics.json and card (in the place of those of its training), which is what publish uploads; --output "
         "keeps them apart.",
     )
@@ -715,7 +941,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     texts.add_argument("--summaries", metavar="CORPUS", help="summaries of other texts; of the same corpus by default")
     texts.add_argument("--validation", metavar="CORPUS", help="pairs to measure with; of the same corpus by default")
-    texts.add_argument("--text_column", help='column with the texts; "text" when not given')
+    texts.add_argument("--text_column", help='column with the texts; "text" when not given, of speech guessed')
     texts.add_argument("--summary_column", help='column with the summaries; "summary" when not given')
     texts.add_argument("--lowercase", action="store_true", default=None, help="lower-case everything")
     texts.add_argument(
@@ -730,7 +956,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--batch_size",
         type=_whole_number,
-        help=f"images or texts at once; {BATCH_SIZE} images or {TEXT_BATCH_SIZE} texts when not given",
+        help=f"images, texts or clips at once; {BATCH_SIZE}, {TEXT_BATCH_SIZE} and {SPEECH_BATCH_SIZE} when not given",
+    )
+    evaluate.add_argument(
+        "--num_pairs", type=_whole_number, metavar="N", help="conversions of speech; each clip once when not given"
+    )
+    evaluate.add_argument(
+        "--num_target_clips",
+        type=_whole_number,
+        metavar="N",
+        help="clips that a voice is taken from, averaged; 1 when not given",
     )
     evaluate.add_argument(
         "--num_importance_samples",
@@ -748,11 +983,21 @@ def _parser() -> argparse.ArgumentParser:
     encode = verb("encode", _encode, "write the latents or codes of a corpus to a safetensors file")
     model(encode)
     corpus(encode, "encode")
-    batch_size(encode)
+    encode.add_argument("--text_column", help="column with the words that are said; guessed when not given")
+    encode.add_argument(
+        "--batch_size",
+        type=_whole_number,
+        help=f"images or clips at once; {BATCH_SIZE} and {SPEECH_BATCH_SIZE} when not given",
+    )
     encode.add_argument(
         "--content", choices=("latents", "codes"), help="what to write; codes for models that have them by default"
     )
-    output(encode, None, "safetensors file: latents or codes, and labels where the corpus has them")
+    output(
+        encode,
+        None,
+        "safetensors file: latents or codes, and labels where the corpus has them; of speech those of all clips one "
+        "after the other, where each starts, speaker embeddings, speakers and words",
+    )
 
     reconstruct = verb("reconstruct", _reconstruct, "pass image files through a model and back")
     model(reconstruct)
@@ -793,6 +1038,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     batch_size(summarize, 32, "lines")
     output(summarize, None, "text file with as many lines; - for standard output")
+
+    convert = verb(
+        "convert-voice",
+        _convert_voice,
+        "say what one recording says in the voice of another",
+        "The voices of several targets are averaged. What is written is as long as the source, one channel at the "
+        "sampling rate of the model.",
+    )
+    convert.add_argument("source", metavar="SOURCE", help="recording of what is said: WAV, FLAC, OGG, MP3")
+    convert.add_argument("targets", nargs="+", metavar="TARGET", help="recording of the voice, whatever it says")
+    model(convert, flag=True)
+    convert.add_argument("--downmix", action="store_true", help="average the channels of stereo recordings")
+    convert.add_argument("--picture", metavar="PATH", help="also draw source, target and result as log-mels")
+    output(convert, None, f"recording to write: {', '.join(AUDIO_SUFFIXES)}")
 
     publish = verb("publish", _publish, "upload a model folder, with its card and code, to the Hub")
     publish.add_argument("folder", metavar="FOLDER", help="what a training run or save_for_hub wrote")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from transformers import pipeline
 
@@ -23,7 +25,13 @@ from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEM
 from hf_autoencoders.data import image_arrays, load_corpus, load_text_pools
 from hf_autoencoders.evaluation import evaluate
 from hf_autoencoders.evaluation.summaries import evaluate_summarizer, format_table
+from hf_autoencoders.evaluation.voice_conversion import DEFAULT_BATCH_SIZE as SPEECH_BATCH_SIZE
+from hf_autoencoders.models.configuration_speech_vqvae import SpeechVQVAEConfig
+from hf_autoencoders.models.configuration_voice_conversion import VoiceConversionConfig
+from hf_autoencoders.models.feature_extraction_speech import SpeechFeatureExtractor
 from hf_autoencoders.models.modeling_seq2seq2seq import Seq2Seq2SeqForConditionalGeneration
+from hf_autoencoders.models.modeling_speech_vqvae import SpeechVQVAEModel
+from hf_autoencoders.models.modeling_voice_conversion import VoiceConversionModel
 from hf_autoencoders.training_arguments import ImageCorpusArguments
 
 
@@ -258,7 +266,8 @@ def test_evaluate_refuses_flags_of_the_other_kind(summarizer, folders, news, cap
         assert f"{flags[0]} is for text models, but {folders['vae']} is an image model" in message
     for flags in (["--split", "test"], ["--label_column", "none"], ["--pictures", "p"], ["--skip_bad_images"]):
         message = fail(capsys, "evaluate", summarizer, news["texts"], *flags)
-        assert f"{flags[0]} is for image models, but {summarizer} is a text model" in message
+        kinds = "image and audio" if flags[0] in ("--split", "--pictures") else "image"
+        assert f"{flags[0]} is for {kinds} models, but {summarizer} is a text model" in message
     assert "has no column 'text'. Its columns are: body" in fail(
         capsys, "evaluate", summarizer, news["texts"], "--validation", news["pairs"]
     )
@@ -337,6 +346,152 @@ def fail_after(capsys, *argv: str) -> str:
     """What a command says that fails after it has begun to write."""
     assert cli.main([*argv]) == 2
     return capsys.readouterr().err
+
+
+SPEAKERS = {"ann": 120, "bob": 180, "cat": 260}  # Hz
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory):
+    """Folder of recordings, `SPEAKER/take.wav`, at 8000 samples per second."""
+    folder = tmp_path_factory.mktemp("speakers")
+    random = np.random.default_rng(0)
+    for speaker, pitch in SPEAKERS.items():
+        (folder / speaker).mkdir()
+        for take in range(7):
+            phase = 2 * np.pi * pitch * np.arange(1500 + 100 * take) / 8000
+            waveform = sum(np.sin(harmonic * phase) / harmonic for harmonic in range(1, 8))
+            waveform = 0.2 * waveform + 0.01 * random.standard_normal(len(phase))
+            soundfile.write(folder / speaker / f"{take}.wav", waveform, 8000)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def speech_models(tmp_path_factory):
+    """name -> folder of a tiny model of speech with its feature extractor."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("speech")
+    mel = {"sampling_rate": 8000, "hop_length": 100}
+    fields = {**mel, "num_mel_bins": 16, "hidden_size": 8, "latent_size": 4, "speaker_size": 6}
+    models = {
+        "converter": VoiceConversionModel(VoiceConversionConfig(**fields)),
+        "codes": SpeechVQVAEModel(SpeechVQVAEConfig(**fields, codebook_size=8, num_codebooks=2)),
+    }
+    extractor = SpeechFeatureExtractor(**mel, feature_size=16, win_length=400, n_fft=512, mean=-3.0, std=2.0)
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        extractor.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in models}
+
+
+def test_evaluate_measures_a_voice_converter(speech_models, speakers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(speech_models["converter"], tmp_path / "run" / "final")
+    arguments = {"dataset": speakers, "validation_fraction": 0.4, "held_out_speakers": ["cat"], "seed": 7}
+    (folder / "run.json").write_text(json.dumps({"command": "python train.py", "arguments": arguments}))
+    argv = ["evaluate", str(folder), speakers, "--seed", "1", "--num_pairs", "5", "--pictures", str(tmp_path)]
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr()
+    result = json.loads((folder / "metrics.json").read_text())
+    assert "as in training: --validation_fraction 0.4" in printed.err and "--held_out_speakers cat" in printed.err
+    assert "| converted " in printed.out and f"{result['metrics']['target_speaker']:.6g}" in printed.out
+    assert result["seed"] == 1 and result["corpus"]["unseen_rows"] == 7 and result["corpus"]["speakers"] == 2
+    assert result["corpus"]["rows"] + result["corpus"]["train_rows"] == 14
+    assert "word_judge" in result["not_measured"] and "seen_to_unseen_closer" in result["metrics"]
+    assert (tmp_path / "conversions.png").is_file()
+    message = fail(capsys, *argv, "--held_out_speakers", "bob")
+    assert "held out cat: others it has heard. Leave out --held_out_speakers" in message
+    assert "with 0.5 the validation split would hold" in fail(capsys, *argv, "--validation_fraction", "0.5")
+
+
+def test_evaluate_measures_codes_of_speech(speech_models, speakers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "metrics.json"
+    printed = run(capsys, "evaluate", speech_models["codes"], speakers, "-o", str(output))
+    result = json.loads(output.read_text())
+    assert result["name"] == "speech_vqvae" and result["corpus"]["rows"] + result["corpus"]["train_rows"] == 21
+    assert "code_usage" in result["metrics"] and "code_usage" in printed
+
+
+def test_evaluate_of_speech_refuses_flags_of_other_kinds(speech_models, speakers, folders, capsys):
+    for flags in (["--label_column", "none"], ["--num_importance_samples", "3"], ["--skip_bad_images"]):
+        message = fail(capsys, "evaluate", speech_models["converter"], speakers, *flags)
+        assert f"{flags[0]} is for image models, but {speech_models['converter']} is an audio model" in message
+    message = fail(capsys, "encode", folders["vae"], "digits", "--skip_bad_audio", "-o", "x")
+    assert f"--skip_bad_audio is for audio models, but {folders['vae']} is an image model" in message
+    message = fail(capsys, "evaluate", speech_models["converter"], speakers, "--split", "test")
+    assert "a model of speech is measured on the split validation" in message
+
+
+@pytest.mark.parametrize("name", ["converter", "codes"])
+def test_encode_writes_codes_or_latents_of_speech(speech_models, speakers, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
+    output = tmp_path / "encoded.safetensors"
+    printed = run(capsys, "encode", speech_models[name], speakers, "--split", "train", "-o", str(output))
+    tensors = load_file(output)
+    content = {"converter": "latents", "codes": "codes"}[name]
+    assert set(tensors) == {content, "starts", "speakers", "speaker_embeddings"} and f"{content} " in printed
+    clips = len(tensors["speakers"])
+    assert tensors["starts"].shape == (clips + 1,) and tensors["starts"][-1] == len(tensors[content])
+    assert tensors["speaker_embeddings"].shape == (clips, 6)
+    assert tensors[content].shape[1] == {"converter": 4, "codes": 2}[name]
+    with safe_open(output, "np") as file:
+        assert json.loads(file.metadata()["speaker_names"]) == list(SPEAKERS)
+    if name == "converter":
+        message = fail(capsys, "encode", speech_models[name], speakers, "--content", "codes", "-o", str(output))
+        assert "has no discrete codes: use --content latents" in message
+        message = fail(capsys, "encode", speech_models[name], speakers, "--split", "unseen", "-o", str(output))
+        assert "has no split 'unseen': expected one of train, validation" in message
+
+
+def test_convert_voice_writes_a_recording(speech_models, speakers, tmp_path, capsys):
+    source, targets = f"{speakers}/ann/3.wav", [f"{speakers}/bob/0.wav", str(tmp_path / "fast.wav")]
+    waveform = np.sin(np.arange(5000) / 7)
+    soundfile.write(targets[1], waveform, 16000)
+    output, picture = tmp_path / "out" / "converted.flac", tmp_path / "mels.png"
+    argv = ["convert-voice", source, *targets, "--model", speech_models["converter"], "-o", str(output)]
+    assert cli.main([*argv, "--picture", str(picture)]) == 0
+    printed = capsys.readouterr()
+    assert f"{targets[1]}: resampled from 16000 to 8000 samples per second" in printed.err
+    assert f"written to {output}" in printed.out and f"written to {picture}" in printed.out
+    audio, rate = soundfile.read(output, dtype="float32")
+    assert rate == 8000 and audio.shape == (1800,)
+    convert = pipeline("voice-conversion", model=speech_models["converter"], device="cpu")
+    expected = convert(source, target=targets)["audio"]
+    np.testing.assert_allclose(audio, expected / max(1, np.abs(expected).max()), atol=1e-3)
+    drawn = Image.open(picture)
+    assert drawn.width > 3 * 16 and drawn.height > 80
+
+
+def test_mistakes_of_convert_voice_are_told(speech_models, speakers, folders, tmp_path, capsys):
+    good, output = f"{speakers}/ann/0.wav", str(tmp_path / "out.wav")
+    model = ["--model", speech_models["converter"]]
+    bad = {"stereo": np.zeros((900, 2)), "nan": np.full(900, np.nan), "empty": np.zeros(0)}
+    for name, waveform in bad.items():
+        soundfile.write(tmp_path / f"{name}.wav", waveform, 8000, subtype="FLOAT")
+    (tmp_path / "text.wav").write_text("no recording")
+    for name, words in (
+        ("stereo", "2 channels, expected one. To average them, use --downmix"),
+        ("nan", "NaN or infinite"),
+        ("empty", "empty"),
+        ("text", "cannot be read"),
+        ("missing", "no audio file"),
+    ):
+        path = str(tmp_path / f"{name}.wav")
+        for files in ([path, good], [good, good, path]):
+            message = fail(capsys, "convert-voice", *files, *model, "-o", output)
+            assert words in message and path in message
+    run(capsys, "convert-voice", str(tmp_path / "stereo.wav"), good, *model, "-o", output, "--downmix")
+    message = fail(capsys, "convert-voice", good, good, *model, "-o", good)
+    assert f"{good} is an input, too" in message
+    message = fail(capsys, "convert-voice", good, good, *model, "-o", str(tmp_path / "out.txt"))
+    assert "expected a file that ends in .wav, .flac, .ogg" in message
+    message = fail(capsys, "convert-voice", good, good, "--model", folders["vae"], "-o", output)
+    assert "holds a VAEModel: expected an auto-encoder of speech" in message
+    broken = shutil.copytree(speech_models["converter"], tmp_path / "broken")
+    (broken / "preprocessor_config.json").unlink()
+    message = fail(capsys, "convert-voice", good, good, "--model", str(broken), "-o", output)
+    assert "cannot load the feature extractor" in message
 
 
 def test_variants_lists_the_registry(capsys):
@@ -470,8 +625,8 @@ def test_wrong_arguments_are_refused(argv, message, capsys):
 
 def test_defaults_are_those_of_the_library():
     arguments = cli._parser().parse_args(["evaluate", "model", "corpus"])
-    assert cli.BATCH_SIZE == evaluate.DEFAULT_BATCH_SIZE
-    for flags in (cli.IMAGE_FLAGS, cli.TEXT_FLAGS):
+    assert cli.BATCH_SIZE == evaluate.DEFAULT_BATCH_SIZE and cli.SPEECH_BATCH_SIZE == SPEECH_BATCH_SIZE
+    for flags in cli.FLAGS.values():
         assert {name: getattr(arguments, name) for name in flags} == flags
     options = inspect.signature(evaluate_summarizer).parameters
     assert (cli.TEXT_BATCH_SIZE, cli.NUM_BEAMS) == (options["batch_size"].default, options["num_beams"].default)
