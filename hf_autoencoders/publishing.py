@@ -43,14 +43,9 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
     "reconstructions.png": "Validation images (above) and their reconstructions (below).",
     "samples.png": "Samples from the prior.",
-    "conversions.png": "Log-mel features of speech, of the voice to convert it to, and of the conversion.",
+    "conversions.png": "Log-mels of validation clips: source, reconstruction, target voice, conversion.",
 }
-SOUNDS = {
-    "source.wav": "What is said",
-    "target.wav": "The voice to convert it to",
-    "converted.wav": "The conversion",
-    "reconstruction.wav": "What is said, encoded and decoded in its own voice",
-}
+SOUNDS = "example-*.wav"
 LICENSE = "apache-2.0"
 PRIVATE_ARGUMENTS = ("output_dir", "cache_dir", "hub_model_id")  # of a run: they say nothing about the model
 CARD_MARK = (
@@ -98,8 +93,8 @@ def save_for_hub(
             `metrics.json` that lies in the folder is kept.
         run: how it was trained, as a training run's `run.json` has it (`{"command": ..., "arguments": {...},
             "machine": ..., "versions": {...}}`), or a path to that; kept likewise.
-        pictures: PNG and WAV files to publish; the card shows those that `PICTURES` and `SOUNDS` name, also those that
-            lie in the folder already.
+        pictures: PNG and WAV files to publish; the card shows those that `PICTURES` names and links those that `SOUNDS`
+            matches, also those that lie in the folder already.
         model_id: `"organisation/name"`, for the card's code example. By default the folder's name until it is pushed.
         max_shard_size: as in `save_pretrained`.
 
@@ -127,7 +122,7 @@ def save_for_hub(
             arguments = run.get("arguments", {})
             run["arguments"] = {name: value for name, value in arguments.items() if name not in PRIVATE_ARGUMENTS}
             _write_json(folder / RUN, run)
-        kept = [*PICTURES, *SOUNDS, CARD]
+        kept = [*PICTURES, CARD, *_sounds(output_dir)]
         if processor is None:
             kept += TOKENIZER_FILES
             if variant.modality == "audio":
@@ -171,7 +166,7 @@ def published_files(folder: str | os.PathLike) -> list[str]:
     """The names of the files that [`push_folder`] uploads: of a folder that may hold checkpoints and logs as well."""
     folder = Path(folder)
     names = [CONFIG, GENERATION, PROCESSOR, *TOKENIZER_FILES, CARD, METRICS, RUN, RECIPE, WEIGHTS, WEIGHTS_INDEX]
-    names += [*PICTURES, *SOUNDS]
+    names += [*PICTURES, *_sounds(folder)]
     names += [file.name for file in (*folder.glob("model-*-of-*.safetensors"), *_code_files(folder))]
     return sorted(name for name in set(names) if (folder / name).is_file())
 
@@ -327,6 +322,10 @@ def _safetensors_header(file: Path) -> dict[str, dict]:
     return tensors if file.stat().st_size == 8 + length + end else {}
 
 
+def _sounds(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob(SOUNDS))
+
+
 def _read_json(file: Path, problems: list[str]) -> dict | None:
     try:
         return json.loads(file.read_text("utf-8"))
@@ -380,6 +379,38 @@ METRIC_NAMES = {
     "content_reconstruction_accuracy": "The share, of words that are not among the commonest",
     "shuffled_content_reconstruction_accuracy": "The same from the summary of another text",
     "content_accuracy_ratio": "Own summary over another's, ratio of these shares",
+    "target_speaker": "Conversions judged to be the target speaker, share",
+    "source_speaker": "Conversions judged to be the source speaker still, share",
+    "word_kept": "Conversions whose word is judged to be the source's, share",
+    "both": "Conversions of the target speaker with the word kept, share",
+    "reconstruction_speaker": "Reconstructions judged to be the speaker, share",
+    "reconstruction_word": "Reconstructions whose word is judged to be right, share",
+    "reconstruction_both": "Reconstructions with both right, share",
+    "reconstruction_error": "Absolute error of the log-mels, mean",
+    "seen_to_unseen_closer": "To unseen voices: closer to the target than to the source, share",
+    "seen_to_unseen_word": "To unseen voices: word kept, share",
+    "seen_to_unseen_both": "To unseen voices: both, share",
+    "unseen_to_unseen_closer": "Between unseen voices: closer to the target than to the source, share",
+    "unseen_to_unseen_word": "Between unseen voices: word kept, share",
+    "unseen_to_unseen_both": "Between unseen voices: both, share",
+    "speaker_probe_content": "Probe for the speaker on the content, accuracy",
+    "word_probe_content": "Probe for the word on the content, accuracy",
+    "word_probe_speaker": "Probe for the word on the speaker embedding, accuracy",
+    "speaker_probe_mel": "Probe for the speaker on the log-mels, accuracy",
+    "word_probe_mel": "Probe for the word on the log-mels, accuracy",
+    "speaker_probe_chance": "The most frequent speaker, accuracy",
+    "word_probe_chance": "The most frequent word, accuracy",
+    "real_time_factor": "Seconds to convert a second of speech, one core",
+    "phone_purity": "Frames whose phone is the commonest one of their code, share",
+    "cluster_purity": "Frames whose code is the commonest one of their phone, share",
+    "phone_nmi": "Mutual information of codes and phones, normalised",
+    "speaker_nmi": "Mutual information of codes and speakers, normalised",
+    "word_nmi": "Mutual information of codes and words, normalised",
+    "abx_within_error": "ABX error within speakers",
+    "abx_across_error": "ABX error across speakers",
+    "entropy_bits_per_second": "Entropy of the codes, bits per second",
+    "bits_per_second": "Bits per second",
+    "codes_per_second": "Codes per second",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
@@ -418,7 +449,7 @@ def read_metrics(metrics: Mapping | str | os.PathLike, variant: Variant | None =
             raise ValueError(f"{where}: expected a finite number for {name}, got {value!r}")
     try:
         if metrics.get("table"):
-            _summary_table(metrics["table"])
+            format_table(metrics["table"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{where}: expected rows of summary_table under "table", but {error!r}') from None
     if variant is not None and metrics.get("model_type", variant.model_type) != variant.model_type:
@@ -491,7 +522,7 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         pictures="".join(
             f"![{text}]({name})\n\n*{text}*\n\n" for name, text in PICTURES.items() if (folder / name).is_file()
         ),
-        sounds="".join(f"- [{text}]({name})\n" for name, text in SOUNDS.items() if (folder / name).is_file()),
+        sounds="".join(f"- [{name.partition('.')[0].replace('-', ' ')}]({name})\n" for name in _sounds(folder)),
     )
     tag = "audio-to-audio" if variant.modality == "audio" else PIPELINE_TAGS[auto_class]
     own_tags = {"hf_autoencoders", "autoencoder", variant.name.replace("_", "-"), config.model_type}
@@ -554,9 +585,13 @@ def _evaluation_section(metrics: Mapping, unit: str) -> str:
         return ""
     table = metrics.get("table") or []  # has the baselines, and some of the model's numbers
     rows = ["| measured | value |", "|---|---|"]
-    for group, note in (("metrics", ""), *([] if table else [("baselines", " (baseline)")])):
+    for group, note in (("metrics", ""), ("baselines", " (baseline)")):
         for name, value in (metrics.get(group) or {}).items():
-            if not INDEXED_METRIC.fullmatch(name) and not (table and name in table[0]):
+            if group == "metrics":
+                in_table = table and name in table[0]
+            else:
+                in_table = any(name.startswith(f"{row['name']}_") for row in table)
+            if not INDEXED_METRIC.fullmatch(name) and not in_table:
                 rows.append(f"| {METRIC_NAMES.get(name, f'`{name}`')}{note} | {_number(value)} |")
     corpus = metrics.get("corpus") or {}
     facts = []
@@ -569,15 +604,18 @@ def _evaluation_section(metrics: Mapping, unit: str) -> str:
     facts += [str(metrics[key]) for key in ("machine", "date") if metrics.get(key)]
     text = "\n".join(rows) + "\n"
     if table:
-        text = f"{_summary_table(table)}\n\n{text}"
+        text = f"{format_table(table)}\n\n{text}"
     text += f"\nMeasured on: {', '.join(facts)}.\n" if facts else ""
     return text + (f"\n```bash\n{metrics['command']}\n```\n" if metrics.get("command") else "")
 
 
-def _summary_table(rows: Sequence[Mapping]) -> str:
-    from .evaluation.summaries import format_table
+def format_table(rows: Sequence[Mapping]) -> str:
+    """The `table` of a `metrics.json` as Markdown: of summaries, of conversions or of speech codes."""
+    from .evaluation import speech_codes, summaries, voice_conversion
 
-    return format_table(rows)
+    if "target" in rows[0]:
+        return voice_conversion.format_table(rows)
+    return speech_codes.format_codes_table(rows) if "speaker_nmi" in rows[0] else summaries.format_table(rows)
 
 
 def _examples_section(metrics: Mapping, most: int = 5) -> str:
