@@ -4,7 +4,7 @@
                        a clip in its own voice, and on conversions
     one_shot_table     the same for voices that were never heard in training: is the result closer to the target's
                        recordings than to the source's?
-    leakage_probes     a linear classifier of the speaker on the content, and of the word on the speaker embedding
+    leakage_probes     classifiers of the speaker on the content, and of the word on the speaker embedding
     evaluate_voice_conversion   all of these, the reconstruction error and the speed, in one dictionary
 
 Whatever a model makes goes to a waveform and back to log-mels before it is judged, and copies of the source do, too:
@@ -29,7 +29,7 @@ from .codes import CodeUsage
 from .evaluate import _variant_name, describe_machine, library_versions
 from .mel_pictures import mel_picture
 from .probe import linear_probe
-from .speech_judges import SpeechJudge
+from .speech_judges import SpeechJudge, network_probe
 
 DEFAULT_BATCH_SIZE = 32
 MIN_CLIPS_PER_WORD = 5  # on average: a text that hardly comes twice is no class
@@ -357,15 +357,16 @@ def one_shot_table(
 
 
 def leakage_probes(model, train, validation, *, batch_size: int = DEFAULT_BATCH_SIZE, seed: int = 0) -> dict[str, dict]:
-    """What a linear classifier finds in the two parts of the code. It is trained on `train`, measured on `validation`.
+    """What classifiers find in the two parts of the code. They learn from `train` and are measured on `validation`.
 
-    Content and log-mels are pooled over time (mean and standard deviation). Of a large corpus `MAX_PROBE_CLIPS`
-    training clips are drawn by the seed.
+    The speaker is looked for in the content by a small network ([`network_probe`]) and by a linear classifier of its
+    mean and standard deviation over time, which instance normalisation alone makes blind; the word in the speaker
+    embedding by a linear classifier. Of a large corpus `MAX_PROBE_CLIPS` training clips are drawn by the seed.
 
     Returns:
-        `metrics`: accuracies `speaker_probe_content`, `word_probe_content`, `word_probe_speaker`; `baselines`: the same
-        classifier on the log-mels, `speaker_probe_mel` and `word_probe_mel`, and the most frequent class,
-        `speaker_probe_chance` and `word_probe_chance`; `not_measured`.
+        `metrics`: accuracies `speaker_probe_content`, `speaker_linear_probe_content`, `word_probe_speaker`.
+        `baselines`: the same classifiers on log-mels, `speaker_probe_mel`, `speaker_linear_probe_mel` and
+        `word_probe_mel`, and the most frequent class, `speaker_probe_chance` and `word_probe_chance`. `not_measured`.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(train))[:MAX_PROBE_CLIPS])
     splits = [(train, rows), (validation, np.arange(len(validation)))]
@@ -374,11 +375,11 @@ def leakage_probes(model, train, validation, *, batch_size: int = DEFAULT_BATCH_
         features = clip_features(clips)
         features = [features[row] for row in kept]
         content, voices = encode_clips(model, features, batch_size=batch_size)
-        found.append({"content": _pooled(content), "speaker": voices, "mel": _pooled(features)})
+        found.append({"content": content, "speaker": voices, "mel": features})
     result: dict[str, dict] = {"metrics": {}, "baselines": {}, "not_measured": {}}
     for kind, column, representations in (
         ("speaker", "speakers", ("content", "mel")),
-        ("word", "words", ("content", "speaker", "mel")),
+        ("word", "words", ("speaker", "mel")),
     ):
         names = getattr(train, f"{kind}_names")
         known, labels = [], []
@@ -395,10 +396,19 @@ def leakage_probes(model, train, validation, *, batch_size: int = DEFAULT_BATCH_
             continue
         result["baselines"][f"{kind}_probe_chance"] = float((labels[1] == classes[counts.argmax()]).mean())
         for representation in representations:
-            train_values, values = (split[representation][rows] for split, rows in zip(found, known, strict=True))
-            accuracy = linear_probe(train_values, labels[0], values, labels[1]).accuracy
-            place = "baselines" if representation == "mel" else "metrics"
-            result[place][f"{kind}_probe_{representation}"] = accuracy
+            place = result["baselines" if representation == "mel" else "metrics"]
+            train_values, values = (
+                [split[representation][row] for row in rows] for split, rows in zip(found, known, strict=True)
+            )
+            if kind == "speaker":
+                place[f"speaker_probe_{representation}"] = network_probe(
+                    train_values, labels[0], values, labels[1], seed=seed
+                )
+            name = "speaker_linear_probe" if kind == "speaker" else "word_probe"
+            pool = np.stack if representation == "speaker" else _pooled
+            place[f"{name}_{representation}"] = linear_probe(
+                pool(train_values), labels[0], pool(values), labels[1]
+            ).accuracy
     return result
 
 
@@ -618,7 +628,8 @@ def evaluate_voice_conversion(
             "batch_size": batch_size,
             "dtype": str(model.dtype).removeprefix("torch."),
             "judged": "after Griffin-Lim: log-mels to waveform to log-mels",
-            "probe": "logistic regression on mean and standard deviation over time",
+            "probe": "two convolutions and pooling over time",
+            "linear_probe": "logistic regression, of sequences on mean and standard deviation over time",
         },
         "seed": seed,
         "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -682,11 +693,6 @@ def _code_metrics(model, clips, batch_size: int) -> dict[str, float]:
     counter = CodeUsage(model.config.codebook_size, model.config.num_codebooks)
     counter.update(torch.from_numpy(np.concatenate(codes, axis=1))[None])
     return {"code_usage": counter.usage().mean().item(), "code_perplexity": counter.perplexity().mean().item()}
-
-
-def _pooled(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean and standard deviation over time: float32 (num_clips, 2 * size)."""
-    return np.stack([np.concatenate([clip.mean(0), clip.std(0)]) for clip in clips]).astype(np.float32)
 
 
 def _padded(clips: Sequence[np.ndarray | None], device) -> tuple[torch.Tensor, torch.Tensor]:
