@@ -257,6 +257,10 @@ class AudioRunArguments(RunArguments):
     virtual_speaker_shift: float = option(
         0.0, "Make new speakers of half of the rows, by shifting all frequencies by up to this share; 0: none."
     )
+    classifier_learning_rate: float = option(
+        1e-3, "Of the classifiers of speakers that the model learns against, from the first step to the last."
+    )
+    classifier_adam_beta1: float = option(0.5, "AdamW beta1 of these classifiers.")
     num_pairs: int | None = option(
         None, "Conversions of each kind that the final evaluation judges; one of each clip when not given."
     )
@@ -545,10 +549,17 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
         value = values.get(name)
         if value is not None and not value >= least:
             parser.error(f"--{name}: expected at least {least}, got {value}")
-    for name in ("learning_rate", "num_epochs", "adam_epsilon", "discriminator_learning_rate"):
+    for name in (
+        "learning_rate",
+        "num_epochs",
+        "adam_epsilon",
+        "discriminator_learning_rate",
+        "classifier_learning_rate",
+    ):
         if values.get(name) is not None and not 0 < values[name] < math.inf:
             parser.error(f"--{name}: expected a positive number, got {values[name]}")
-    for name in ("average_decay", "warmup_ratio", "adam_beta1", "adam_beta2", "discriminator_adam_beta1"):
+    betas = ("adam_beta1", "adam_beta2", "discriminator_adam_beta1", "classifier_adam_beta1")
+    for name in ("average_decay", "warmup_ratio", *betas):
         if values.get(name) is not None and not 0 <= values[name] < 1:
             parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {values[name]}")
     for name in ("formant_shift", "virtual_speaker_shift"):

@@ -170,6 +170,31 @@ class SpeechTrainingRun(TrainingRun):
             raise TrainingError(f"the weights of {path} do not fit the model flags given: {error}") from error
         self.network.train()
 
+    # Classifiers that the model learns against must keep up with it, or it runs away from a weak one and the speaker
+    # stays in the content: they have a learning rate of their own, which does not fall, and are clipped by themselves.
+
+    def _new_optimizer(self, player: str, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
+        classifiers = [name for name in parameters if name.partition(".")[0] in CLASSIFIERS]
+        others = {name: parameter for name, parameter in parameters.items() if name not in classifiers}
+        optimizer = super()._new_optimizer(player, others)
+        if classifiers:
+            options = self.options
+            group = {"lr": options.classifier_learning_rate, "weight_decay": options.weight_decay}
+            group["betas"] = (options.classifier_adam_beta1, options.adam_beta2)
+            optimizer.add_param_group({"params": [p for n, p in parameters.items() if n in classifiers], **group})
+        return optimizer
+
+    def _build_optimizers(self) -> None:
+        super()._build_optimizers()
+        own = [
+            p for name in CLASSIFIERS if (part := getattr(self.network, name)) is not None for p in part.parameters()
+        ]
+        if own:
+            others = [p for p in self._parameters["model"] if not any(p is other for other in own)]
+            self._parameters = {"model": others, "classifiers": own}
+            self.schedule.lr_lambdas[-1] = lambda step: 1.0
+            self.schedule.optimizer.param_groups[-1]["lr"] = self.options.classifier_learning_rate
+
     def _corpus_settings(self) -> dict[str, Any]:
         clips = [self.train, self.validation, *([self.unseen] if self.unseen else [])]
         return super()._corpus_settings() | {

@@ -204,6 +204,36 @@ def test_pictures_sounds_and_speakers_held_out(corpus, tmp_path):
     assert not set(run.train.speaker_names) & set(run.unseen.speaker_names)
 
 
+def test_classifiers_have_a_learning_rate_of_their_own(corpus, tmp_path):
+    """It stays where it is, and every parameter is in one group."""
+    flags = [
+        *OBJECTIVES,
+        "--classifier_learning_rate",
+        "0.02",
+        "--weight_decay",
+        "0.1",
+        "--lr_scheduler_type",
+        "linear",
+    ]
+    run = start(corpus, tmp_path, *flags, "--warmup_ratio", "0.5", "--max_steps", "4")
+    names = {parameter: name for name, parameter in run.network.named_parameters()}
+    groups = [[names[p] for p in group["params"]] for group in run.optimizer.param_groups]
+    assert sorted(name for group in groups for name in group) == sorted(names.values())
+    assert {name.partition(".")[0] for name in groups[-1]} == {"content_classifier", "voice_classifier"}
+    assert run.optimizer.param_groups[-1]["betas"][0] == 0.5
+    rates = []
+    for batches in run.steps():
+        for batch in batches:
+            run.backward(run.model(**batch.inputs).loss, batch)
+        rates.append([group["lr"] for group in run.optimizer.param_groups])
+        run.clip_gradients()
+        run.optimizer.step()
+        run.schedule.step()
+        run.optimizer.zero_grad()
+    assert [rate[0] for rate in rates] == pytest.approx([0, 0.0005, 0.001, 0.0005])
+    assert [rate[-1] for rate in rates] == [0.02] * 4
+
+
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
