@@ -27,7 +27,7 @@ from .codes import CodeUsage
 from .evaluate import _variant_name, describe_machine, library_versions
 
 PAUSE = ""  # the phone of silence: left out, as every code tells it from speech
-KMEANS_FRAMES = 30_000  # drawn from training for the clustering
+KMEANS_FRAMES = 60_000  # drawn from training for the clustering
 NO_PHONES = "the corpus has no times of phones"
 
 
