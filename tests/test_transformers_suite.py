@@ -24,9 +24,11 @@ from hf_autoencoders import VARIANTS, AutoencoderImageProcessor
 # Those with every kind of layer.
 IMAGE_NAMES = [name for name in tiny.IMAGE_NAMES if tiny.config(name).architecture == "resnet"]
 TEXT_NAMES = ["seq2seq2seq-pointer", "seq2seq2seq-critic"]
+SPEECH_NAMES = ["voice_conversion-plain", "voice_conversion-vq", "speech_vqvae-residual"]
 TABLES = {
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForAudioTokenization": "MODEL_FOR_AUDIO_TOKENIZATION_NAMES",
 }
 FOLDER = Path(os.environ["HFAE_TRANSFORMERS_TESTS"])
 if not (FOLDER / "test_modeling_common.py").is_file():
@@ -104,6 +106,8 @@ class ModelTester:
             )
             mask = torch.ones_like(source)
             return config, {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
+        if self.name in tiny.SPEECH_NAMES:
+            return config, tiny.speech(config, self.batch_size)
         return config, {"pixel_values": tiny.images(config, self.batch_size)}
 
 
@@ -171,6 +175,50 @@ class ImageVariantTests(VariantTests):
         pass
 
 
+class SpeechVariantTests(VariantTests):
+    """The suite, set up for auto-encoders of speech."""
+
+    has_attentions = False
+    test_resize_embeddings = False
+
+    def test_config(self):
+        tester = ConfigTester(
+            self,
+            config_class=self.variant.config_class(),
+            has_text_modality=False,
+            common_properties=["hidden_size", "num_mel_bins"],
+            num_mel_bins=12,
+            hidden_size=10,
+        )
+        tester.run_common_tests()
+
+    def test_hidden_states_output(self):
+        # It expects as many frames of each layer as of the input; here the first blocks halve their number.
+        for model_class in self.all_model_classes:
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            model = model_class(config).eval()
+            by_argument = model(**inputs, output_hidden_states=True).hidden_states
+            frames, expected = inputs["input_features"].shape[1], []
+            for block in range(config.num_encoder_blocks):
+                frames = (frames + 1) // 2 if block < config.num_downsamplings else frames
+                expected.append((self.model_tester.batch_size, frames, config.hidden_size))
+            self.assertEqual([tuple(state.shape) for state in by_argument], expected)
+            self.assertIsNone(model(**inputs).hidden_states)
+            model.config.output_hidden_states = True
+            for one, other in zip(model(**inputs).hidden_states, by_argument, strict=True):
+                self.assertTrue(torch.equal(one, other))
+
+    @unittest.skip("There are no embeddings of inputs; the encoder starts with a layer on the features.")
+    def test_model_get_set_embeddings(self):
+        pass
+
+    @unittest.skip(
+        "Hidden states are given frames first: as views of what goes on, channels first, through the network."
+    )
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+
 class TextVariantTests(VariantTests, GenerationTesterMixin):
     """The suite, set up for the summarizer: what it is to the suite is its first half, a sequence to sequence model."""
 
@@ -222,10 +270,14 @@ for tests in (VariantTests, image_processing_common.ImageProcessingTestMixin):
 
 
 def test_every_variant_is_here():
-    assert {name.partition("-")[0] for name in IMAGE_NAMES + TEXT_NAMES} == set(tiny.VARIANT_NAMES)
+    assert {name.partition("-")[0] for name in IMAGE_NAMES + TEXT_NAMES + SPEECH_NAMES} == set(tiny.VARIANT_NAMES)
 
 
-for names, tests in ((IMAGE_NAMES, ImageVariantTests), (TEXT_NAMES, TextVariantTests)):
+for names, tests in (
+    (IMAGE_NAMES, ImageVariantTests),
+    (TEXT_NAMES, TextVariantTests),
+    (SPEECH_NAMES, SpeechVariantTests),
+):
     for name in names:
         class_name = "".join(part.capitalize() for part in name.split("-")) + "Test"
         globals()[class_name] = type(class_name, (tests, unittest.TestCase), {"name": name})

@@ -32,11 +32,12 @@ class VoiceConversionModel(PreTrainedSpeechAutoencoder):
     config_class = VoiceConversionConfig
     base_model_prefix = "voice_conversion"
     bottleneck_losses = {"kl_loss": "kl_weight", "commitment_loss": "commitment_cost", "codebook_loss": "codebook_cost"}
-    _keep_in_fp32_modules_strict = ["quantizer"]  # as in `VQVAEModel`
 
     def __init__(self, config: VoiceConversionConfig):
         super().__init__(config, config.latent_size * (2 if config.content_bottleneck == "kl" else 1))
         self.quantizer = make_quantizer(config) if config.content_bottleneck == "vq" else None
+        if self.quantizer is not None:
+            self._keep_in_fp32_modules_strict = ["quantizer"]  # as in `VQVAEModel`
         self.post_init()
 
     def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None, training: bool):
