@@ -261,6 +261,9 @@ class AudioRunArguments(RunArguments):
         1e-3, "Of the classifiers of speakers that the model learns against, from the first step to the last."
     )
     classifier_adam_beta1: float = option(0.5, "AdamW beta1 of these classifiers.")
+    classifier_first: bool = option(
+        False, "In each step, let the classifier of the content learn first, and then the model against it."
+    )
     num_pairs: int | None = option(
         None, "Conversions of each kind that the final evaluation judges; one of each clip when not given."
     )

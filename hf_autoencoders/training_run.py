@@ -26,7 +26,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -483,10 +483,14 @@ class TrainingRun:
             loss = loss * batch.weight
         loss.backward() if self._is_plain else self.accelerator.backward(loss)
         if batch.is_last and self._has_players and self.accelerator.num_processes > 1:
-            gradients = [p.grad for own in self._parameters.values() for p in own if p.grad is not None]
-            flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
-            pieces = flat.split([g.numel() for g in gradients])
-            torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
+            self._average_gradients(p for own in self._parameters.values() for p in own)
+
+    def _average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Gradients become their means over processes, where DistributedDataParallel does not see to it."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        pieces = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
 
     def record(self, output: dict[str, torch.Tensor], batch: Batch) -> None:
         """Keep the loss and its parts for the next log line. They stay on the device: nothing waits for them here."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .data.speech import (
     SpeechBatches,
@@ -26,6 +27,7 @@ from .evaluation.mel_pictures import mel_picture
 from .evaluation.speech_codes import evaluate_speech_codes, format_codes_table
 from .evaluation.voice_conversion import evaluate_voice_conversion, format_table
 from .models.feature_extraction_speech import SpeechFeatureExtractor
+from .models.speech_layers import masked_mean
 from .training_arguments import without_folder
 from .training_parts import Batch
 from .training_run import TrainingError, TrainingRun, as_training_error
@@ -240,9 +242,11 @@ class SpeechTrainingRun(TrainingRun):
             changes = {"formant_shift": options.formant_shift, "equalizer": options.equalizer}
             clips = (inputs["input_features"], inputs["attention_mask"])
             inputs["content_features"] = self._disguise(batch, *clips, batch.generator(), **changes)
+        frames = -(-inputs["attention_mask"].shape[1] // config.downsampling)
         if getattr(config, "content_bottleneck", None) == "kl":
-            frames = -(-inputs["attention_mask"].shape[1] // config.downsampling)
             inputs["epsilon"] = batch.draw(torch.randn, frames, config.latent_size)
+        if getattr(config, "time_jitter", 0) > 0:
+            inputs["epsilon"] = batch.draw(torch.rand, frames)
         return batch
 
     def _disguise(self, batch: SpeechBatch, features, mask, generator, **changes) -> torch.Tensor:
@@ -250,13 +254,45 @@ class SpeechTrainingRun(TrainingRun):
         place = {"rows": batch.rows, "num_rows": batch.global_size}
         return perturb_voice(features, mask, generator, feature_extractor=self.processor, **place, **changes)
 
-    def _batches_of_step(self, rows: Iterator[dict[str, Any]]) -> Iterator[SpeechBatch]:
+    def _batches_of_step(self, rows: Iterator[dict[str, Any]]) -> list[SpeechBatch]:
         """Losses are means over frames: a batch counts by the frames that it has."""
         batches = list(super()._batches_of_step(rows))
         total = sum(batch.global_frames for batch in batches)
         for batch in batches:
             batch.weight = batch.num_frames * self.accelerator.num_processes / total
-        yield from batches
+        return batches
+
+    # ---- the classifier of the content
+
+    def teach_classifier(self, batches: list[SpeechBatch]) -> None:
+        """With `--classifier_first`: a step of the content classifier alone, on what the content of these clips is now.
+        The model then works against one that knows it."""
+        classifier = self.network.content_classifier
+        if classifier is None or not self.options.classifier_first:
+            return
+        for batch in batches:
+            inputs = batch.inputs
+            mask = inputs["attention_mask"].unsqueeze(1).float()
+            with self.accelerator.autocast():
+                with torch.no_grad():
+                    features = inputs.get("content_features", inputs["input_features"])
+                    _, _, terms, mask, _ = self.network._content(features, mask)
+                logits = classifier(terms["content"], mask)
+            speakers = inputs["speaker_ids"].unsqueeze(1).expand(-1, logits.shape[-1])
+            entropies = F.cross_entropy(logits.float(), speakers, reduction="none")
+            loss = masked_mean(entropies.unsqueeze(1), mask) * batch.weight
+            loss.backward() if self._is_plain else self.accelerator.backward(loss)
+        if self.accelerator.num_processes > 1:
+            self._average_gradients(classifier.parameters())
+        self.optimizer.step()  # parameters without a gradient stay as they are
+        self.optimizer.zero_grad()
+
+    def clip_gradients(self) -> None:
+        """Scale the gradients of the model, and of its classifiers, to a norm of at most `max_grad_norm`."""
+        if self.options.classifier_first and self.network.content_classifier is not None:
+            for parameter in self.network.content_classifier.parameters():
+                parameter.grad = None  # it has had its step
+        super().clip_gradients()
 
     # ---- evaluation
 

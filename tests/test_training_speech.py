@@ -34,7 +34,14 @@ STEPS = "--batch_size 8 --max_steps 7 --logging_steps 2 --eval_steps 4 --save_st
 OBJECTIVES = "--speaker_adversarial_weight 0.1 --conversion_weight 0.1 --content_consistency_weight 0.1".split()
 SMOOTH = ["--adam_epsilon", "0.01"]  # AdamW makes a large step of a gradient that is 0 but for rounding
 FLAGS = {  # of one run of each script that does all it can
-    "voice_conversion": [*OBJECTIVES, "--content_bottleneck", "kl", "--virtual_speaker_shift", "0.1"],
+    "voice_conversion": [
+        *OBJECTIVES,
+        "--classifier_first",
+        "--content_bottleneck",
+        "kl",
+        "--virtual_speaker_shift",
+        "0.1",
+    ],
     "speech_vqvae": ["--average_decay", "0.9", "--num_codebooks", "2"],
 }
 
@@ -234,6 +241,29 @@ def test_classifiers_have_a_learning_rate_of_their_own(corpus, tmp_path):
     assert [rate[-1] for rate in rates] == [0.02] * 4
 
 
+def test_the_classifier_learns_first(corpus, tmp_path):
+    """Its step moves nothing else, makes it better on this batch, and is the only one it gets."""
+    flags = ["--speaker_adversarial_weight", "1", "--classifier_first", "--classifier_learning_rate", "0.02"]
+    run = start(corpus, tmp_path, *flags, "--warmup_ratio", "0", "--num_downsamplings", "0")
+    batches = next(run.steps())
+
+    def state() -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in run.network.named_parameters()}
+
+    def moved(before: dict[str, torch.Tensor]) -> set[str]:
+        return {name.partition(".")[0] for name, value in state().items() if not torch.equal(value, before[name])}
+
+    before, loss = state(), run.model(**batches[0].inputs).speaker_adversarial_loss
+    run.teach_classifier(batches)
+    assert moved(before) == {"content_classifier"}
+    output, middle = run.model(**batches[0].inputs), state()
+    assert output.speaker_adversarial_loss < loss
+    run.backward(output.loss, batches[0])
+    run.clip_gradients()
+    run.optimizer.step()
+    assert moved(middle) == {"content_encoder", "speaker_encoder", "decoder"}
+
+
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
@@ -327,6 +357,7 @@ def test_two_processes_give_the_model_of_one(variant, corpus, tmp_path, script_e
     """Within rounding, clips of different lengths included; all objectives but those on conversions, which pair the
     clips of one process."""
     flags = "--max_frames 0 --virtual_speaker_shift 0.1 --max_steps 4 --speaker_adversarial_weight 0.1".split()
+    flags += ["--classifier_first"] if variant == "voice_conversion" else []
     flags += ["--num_downsamplings", "0", *SMOOTH]  # else a clip of odd length has half a frame of content more
     flags += ["--content_bottleneck", "kl"] if variant == "voice_conversion" else []
     one = train(variant, corpus, tmp_path / "one", *flags)
