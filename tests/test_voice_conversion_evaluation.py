@@ -10,7 +10,8 @@ import torch
 from hf_autoencoders.data.speech import SpeechClips
 from hf_autoencoders.evaluation import voice_conversion
 from hf_autoencoders.evaluation.evaluate import write_metrics
-from hf_autoencoders.evaluation.speech_judges import SpeechJudge
+from hf_autoencoders.evaluation.probe import linear_probe
+from hf_autoencoders.evaluation.speech_judges import SpeechJudge, network_probe
 from hf_autoencoders.evaluation.voice_conversion import (
     VoiceJudges,
     conversion_table,
@@ -358,12 +359,34 @@ def test_probes_find_what_is_there_and_nothing_where_there_is_nothing(train, val
     # clips of unequal length, so that there is padding
     found = leakage_probes(Coder(train, validation, content="speaker", speaker="word"), train, validation)
     assert found["metrics"]["speaker_probe_content"] == 1 and found["metrics"]["word_probe_speaker"] == 1
-    assert found["metrics"]["word_probe_content"] < 0.6
+    assert found["metrics"]["speaker_linear_probe_content"] == 1 and found["metrics"]["word_probe_content"] < 0.6
     assert found["baselines"]["speaker_probe_chance"] == 0.25
     assert found["baselines"]["word_probe_chance"] == pytest.approx(1 / 3)
-    assert found["baselines"]["speaker_probe_mel"] > 0.9 and found["not_measured"] == {}
+    assert found["baselines"]["speaker_probe_mel"] > 0.9 and found["baselines"]["speaker_linear_probe_mel"] > 0.9
+    assert found["baselines"]["word_probe_mel"] > 0.7 and found["not_measured"] == {}
     found = leakage_probes(Coder(train, validation, content="noise", speaker="noise"), train, validation)
     assert found["metrics"]["speaker_probe_content"] < 0.5 and found["metrics"]["word_probe_speaker"] < 0.6
+    assert found["metrics"]["speaker_linear_probe_content"] < 0.5
+
+
+def test_the_network_probe_hears_what_instance_normalisation_hides_from_a_linear_one():
+    """Two classes of sequences, each dimension of mean 0 and deviation 1: in one of them two dimensions go together."""
+    random = np.random.default_rng(0)
+
+    def draw(number):
+        labels, clips = random.integers(0, 2, number), []
+        for label in labels:
+            clip = random.standard_normal((40, 3))
+            clip[:, 1] = clip[:, 1] if label else clip[:, 0] + 0.3 * clip[:, 1]
+            clips.append(((clip - clip.mean(0)) / clip.std(0)).astype(np.float32))
+        return clips, labels
+
+    train, validation = draw(60), draw(40)
+    assert network_probe(*train, *validation) > 0.9
+    pooled = [
+        np.stack([np.concatenate([clip.mean(0), clip.std(0)]) for clip in clips]) for clips in (train[0], validation[0])
+    ]
+    assert linear_probe(pooled[0], train[1], pooled[1], validation[1]).accuracy < 0.8
 
 
 def test_probes_without_words_say_so(train, validation):
@@ -433,7 +456,7 @@ def test_the_whole_evaluation(model, extractor, train, validation, unseen, judge
         *("target_speaker", "source_speaker", "word_kept", "both"),
         *("reconstruction_speaker", "reconstruction_word", "reconstruction_both", "reconstruction_error"),
         *(f"{one}_to_unseen_{what}" for one in ("seen", "unseen") for what in ("closer", "word", "both")),
-        *("speaker_probe_content", "word_probe_content", "word_probe_speaker"),
+        *("speaker_probe_content", "speaker_linear_probe_content", "word_probe_content", "word_probe_speaker"),
         *("code_usage", "code_perplexity", "real_time_factor"),
     }
     assert result["not_measured"] == {}

@@ -360,11 +360,12 @@ def leakage_probes(model, train, validation, *, batch_size: int = DEFAULT_BATCH_
     """What classifiers find in the two parts of the code. They learn from `train` and are measured on `validation`.
 
     The speaker is looked for in the content by a small network ([`network_probe`]) and by a linear classifier of its
-    mean and standard deviation over time, which instance normalisation alone makes blind; the word in the speaker
-    embedding by a linear classifier. Of a large corpus `MAX_PROBE_CLIPS` training clips are drawn by the seed.
+    mean and standard deviation over time, which instance normalisation alone makes blind; the word in both
+    by a linear classifier. Of a large corpus `MAX_PROBE_CLIPS` training clips are drawn by the seed.
 
     Returns:
-        `metrics`: accuracies `speaker_probe_content`, `speaker_linear_probe_content`, `word_probe_speaker`.
+        `metrics`: accuracies `speaker_probe_content`, `speaker_linear_probe_content`, `word_probe_content`,
+        `word_probe_speaker`.
         `baselines`: the same classifiers on log-mels, `speaker_probe_mel`, `speaker_linear_probe_mel` and
         `word_probe_mel`, and the most frequent class, `speaker_probe_chance` and `word_probe_chance`. `not_measured`.
     """
@@ -379,7 +380,7 @@ def leakage_probes(model, train, validation, *, batch_size: int = DEFAULT_BATCH_
     result: dict[str, dict] = {"metrics": {}, "baselines": {}, "not_measured": {}}
     for kind, column, representations in (
         ("speaker", "speakers", ("content", "mel")),
-        ("word", "words", ("speaker", "mel")),
+        ("word", "words", ("content", "speaker", "mel")),
     ):
         names = getattr(train, f"{kind}_names")
         known, labels = [], []
@@ -693,6 +694,11 @@ def _code_metrics(model, clips, batch_size: int) -> dict[str, float]:
     counter = CodeUsage(model.config.codebook_size, model.config.num_codebooks)
     counter.update(torch.from_numpy(np.concatenate(codes, axis=1))[None])
     return {"code_usage": counter.usage().mean().item(), "code_perplexity": counter.perplexity().mean().item()}
+
+
+def _pooled(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean and standard deviation over time: float32 (num_clips, 2 * size)."""
+    return np.stack([np.concatenate([clip.mean(0), clip.std(0)]) for clip in clips]).astype(np.float32)
 
 
 def _padded(clips: Sequence[np.ndarray | None], device) -> tuple[torch.Tensor, torch.Tensor]:
