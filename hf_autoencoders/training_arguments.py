@@ -264,6 +264,13 @@ class AudioRunArguments(RunArguments):
     classifier_first: bool = option(
         False, "In each step, let the classifier of the content learn first, and then the model against it."
     )
+    codebook_restarts: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shares of the run (0.2 0.5 ...) after which the codebooks begin anew, from k-means on what the "
+            "content is by then."
+        },
+    )
     num_pairs: int | None = option(
         None, "Conversions of each kind that the final evaluation judges; one of each clip when not given."
     )
@@ -565,6 +572,9 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
     for name in ("average_decay", "warmup_ratio", *betas):
         if values.get(name) is not None and not 0 <= values[name] < 1:
             parser.error(f"--{name}: expected a number from 0 up to, but not including, 1, got {values[name]}")
+    for share in values.get("codebook_restarts", ()):
+        if not 0 < share < 1:
+            parser.error(f"--codebook_restarts: expected shares between 0 and 1, got {share}")
     for name in ("formant_shift", "virtual_speaker_shift"):
         if name in values and not 0 <= values[name] < 1:
             parser.error(f"--{name}: expected a share from 0 up to, but not including, 1, got {values[name]}")

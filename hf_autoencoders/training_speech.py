@@ -262,6 +262,15 @@ class SpeechTrainingRun(TrainingRun):
             batch.weight = batch.num_frames * self.accelerator.num_processes / total
         return batches
 
+    # ---- codebooks
+
+    def restart_codebooks(self) -> None:
+        """With `--codebook_restarts`: when a step begins that follows one of these shares of the run, the codebooks
+        start anew on its batch."""
+        if self.step - 1 in {round(share * self.max_steps) for share in self.options.codebook_restarts}:
+            for quantizer in self.network.quantizer.quantizers:
+                quantizer.restart()
+
     # ---- the classifier of the content
 
     def teach_classifier(self, batches: list[SpeechBatch]) -> None:

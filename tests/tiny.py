@@ -105,6 +105,7 @@ FIELDS: dict[str, dict[str, dict]] = {
     },
     "hfae_speech_vqvae": {
         "ema": CODES,
+        "jitter": {**CODES, "time_jitter": 0.4},
         "gradient": {**CODES, "codebook_update": "gradient", "kmeans_init": False, "dead_code_threshold": 0},
         "residual": {**CODES, "num_codebooks": 2, "num_downsamplings": 2, **DISENTANGLING},
     },
@@ -225,6 +226,9 @@ def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torc
     if getattr(model.config, "content_bottleneck", None) == "kl":
         frames = -(-batch["input_features"].shape[1] // model.config.downsampling)
         batch["epsilon"] = torch.randn(batch_size, frames, model.config.latent_size, generator=generator)
+    if getattr(model.config, "time_jitter", 0) > 0:
+        frames = -(-batch["input_features"].shape[1] // model.config.downsampling)
+        batch["epsilon"] = torch.rand(batch_size, frames, generator=generator)
     if model.config.model_type == "hfae_seq2seq2seq":
         size = (batch_size, model.config.max_summary_tokens, VOCAB_SIZE)
         batch["noise"] = torch.rand(size, generator=generator)

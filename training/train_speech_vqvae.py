@@ -37,6 +37,7 @@ def evaluate(run: SpeechTrainingRun) -> dict[str, float]:
 def train(run: SpeechTrainingRun) -> None:
     model, optimizer, schedule = run.model, run.optimizer, run.schedule
     for batches in run.steps():
+        run.restart_codebooks()  # with --codebook_restarts
         run.teach_classifier(batches)  # with --classifier_first
         for batch in batches:  # more than one with --gradient_accumulation_steps
             with run.gradient_sync(batch):

@@ -222,6 +222,15 @@ class VectorQuantizer(nn.Module):
             "num_updates": torch.zeros((), device="cpu", dtype=torch.float32),
         }
 
+    def restart(self) -> None:
+        """Start anew from k-means on the next training batch, where `kmeans_init` is set, and with new statistics.
+
+        Encoder and codebook find each other early in training, and stay with what they found then.
+        """
+        self.num_updates.zero_()
+        self.usage.fill_(1.0)
+        self.has_started = False
+
     def _apply(self, fn, recurse=True):
         """Follow the model to another device, but stay float32 when it is cast (`.half()`, `.bfloat16()`)."""
 

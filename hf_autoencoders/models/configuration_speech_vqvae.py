@@ -4,7 +4,7 @@ import math
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from .configuration_base import at_least
+from .configuration_base import at_least, in_range
 from .configuration_speech import QuantizerConfig
 
 
@@ -16,11 +16,15 @@ class SpeechVQVAEConfig(QuantizerConfig):
     Args:
         latent_size (`int`, *optional*, defaults to 64):
             Length of a codebook entry.
+        time_jitter (`float`, *optional*, defaults to 0.0):
+            Chance that a latent frame gives way to one of its two neighbours in training, so that a code stands for
+            more than one moment (Chorowski et al. 2019).
     """
 
     model_type = "hfae_speech_vqvae"
 
     latent_size: int = validated_field(at_least(1), default=64)
+    time_jitter: float | int = validated_field(in_range(0, 1), default=0.0)
 
     @property
     def codes_per_second(self) -> float:

@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from .configuration_speech_vqvae import SpeechVQVAEConfig
 from .layers import check_codes
 from .speech_base import PreTrainedSpeechAutoencoder, make_quantizer
+from .speech_layers import jitter_frames
 
 
 class SpeechVQVAEModel(PreTrainedSpeechAutoencoder, PreTrainedAudioTokenizerBase):
@@ -37,7 +38,14 @@ class SpeechVQVAEModel(PreTrainedSpeechAutoencoder, PreTrainedAudioTokenizerBase
         self.post_init()
 
     def _bottleneck(self, content: torch.Tensor, mask: torch.Tensor, epsilon: torch.Tensor | None, training: bool):
-        return self._quantize(content, mask, training)
+        latents, codes, terms = self._quantize(content, mask, training)
+        if training and self.config.time_jitter > 0:
+            shape = (latents.shape[0], latents.shape[2])
+            noise = torch.rand(shape, device=latents.device) if epsilon is None else epsilon
+            if tuple(noise.shape) != shape:
+                raise ValueError(f"epsilon must have shape {shape}, got {tuple(noise.shape)}")
+            latents = jitter_frames(latents, mask, noise, self.config.time_jitter)
+        return latents, codes, terms
 
     def decode_codes(
         self,

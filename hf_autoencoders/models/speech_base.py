@@ -291,8 +291,9 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
                 given.
             speaker_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*): who speaks, in `[0, num_speakers)`.
                 Without, the objectives that classify speakers are left out.
-            epsilon (`torch.FloatTensor` of shape `(batch_size, latent frames, latent_size)`, *optional*): noise of a
-                Gaussian posterior; drawn in training mode, 0 in evaluation mode when not given.
+            epsilon (`torch.FloatTensor`, *optional*): noise of the bottleneck, drawn in training mode when not given.
+                Of a Gaussian posterior: standard normal, `(batch_size, latent frames, latent_size)`; 0 in evaluation
+                mode when not given. Of the time jitter: uniform in [0, 1), `(batch_size, latent frames)`.
             return_loss (`bool`, *optional*, defaults to `True`): also compute the losses.
             output_hidden_states (`bool`, *optional*): also return the output of each block of the content encoder.
         """

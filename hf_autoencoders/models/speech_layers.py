@@ -210,7 +210,8 @@ class SpeechDecoder(nn.Module):
         hidden_state = self.input(latents)
         mask = mask.to(hidden_state.dtype)
         if self.downsampling > 1:
-            hidden_state = hidden_state.repeat_interleave(self.downsampling, dim=-1)[..., : mask.shape[-1]]
+            frames = torch.arange(mask.shape[-1], device=mask.device)
+            hidden_state = hidden_state[..., frames // self.downsampling]
         hidden_state = hidden_state * mask
         for block in self.blocks:
             hidden_state = block(hidden_state, mask, speaker_embeddings)
@@ -247,6 +248,20 @@ class VoiceClassifier(nn.Module):
             features = F.leaky_relu(conv(features), 0.1)
             features = features * mask.to(features.dtype)
         return self.pooling(features, mask)
+
+
+def jitter_frames(latents: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, chance: float) -> torch.Tensor:
+    """Latents `(batch_size, channels, frames)` of which some have given way to their left or right neighbours.
+
+    Args:
+        noise (`(batch_size, frames)`): uniform in [0, 1): below `chance` / 2 for the left one, above 1 - `chance` / 2
+            for the right one.
+    """
+    step = (noise > 1 - chance / 2).long() - (noise < chance / 2).long()
+    last = mask.squeeze(1).sum(-1, keepdim=True).long() - 1
+    source = torch.arange(latents.shape[-1], device=latents.device) + step
+    source = torch.minimum(source, last).clamp_min(0)
+    return latents.gather(2, source.unsqueeze(1).expand_as(latents)) * mask
 
 
 def reverse_gradient(tensor: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
