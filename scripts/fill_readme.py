@@ -7,12 +7,14 @@ marks in the README; `make check` fails while the two differ.
 import json
 from pathlib import Path
 
-from hf_autoencoders.evaluation.summaries import format_table
+from hf_autoencoders.publishing import format_table
+from hf_autoencoders.registry import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 START, END = "<!-- results: written by scripts/fill_readme.py -->", "<!-- end of results -->"
 
+SPEECH_START, SPEECH_END = "<!-- speech: written by scripts/fill_readme.py -->", "<!-- end of speech -->"
 SUMMARIES_START, SUMMARIES_END = "<!-- summaries: written by scripts/fill_readme.py -->", "<!-- end of summaries -->"
 
 # What a row shows, where a run measured it: metric -> how it reads.
@@ -33,6 +35,23 @@ COMPARED = {
     "pca_equal_bits_mse": "PCA of equal bits: MSE {:.5f}",
     "pca_same_size_linear_probe_accuracy": "probe on PCA {:.2%}",
     "raw_pixels_linear_probe_accuracy": "probe on pixels {:.2%}",
+}
+
+# Of models of speech, what is not in their tables.
+MEASURED_SPEECH = {
+    "reconstruction_error": "absolute error of the log-mels {:.3f}",
+    "speaker_probe_content": "a probe finds the speaker in the content in {:.1%}",
+    "word_probe_speaker": "the word in the speaker embedding in {:.1%}",
+    "codes_per_second": "{:g} codes a second",
+    "bits_per_second": "{:.0f} bits a second",
+    "train_code_usage": "{:.1%} of the codes used (training split)",
+    "real_time_factor": "a second of speech is converted in {:.3f} s on one core",
+}
+COMPARED_SPEECH = {
+    "speaker_probe_mel": "the same probe on log-mels: speaker {:.1%}",
+    "word_probe_mel": "word {:.1%}",
+    "speaker_probe_chance": "by chance: speaker {:.1%}",
+    "word_probe_chance": "word {:.1%}",
 }
 
 
@@ -100,12 +119,29 @@ def summaries_text(files: list[Path]) -> str:
     return "\n\n".join(parts) or "No results are committed yet."
 
 
+def speech_text(files: list[Path]) -> str:
+    """Markdown: of each model of speech its table, what is not in it, and how it was obtained."""
+    parts = []
+    for file in files:
+        result = json.loads(file.read_text())
+        corpus = result["corpus"]
+        numbers = sentence(MEASURED_SPEECH, result["metrics"])
+        compared = sentence(COMPARED_SPEECH, result["baselines"])
+        text = f"**{result['name']}** on {Path(corpus['name']).name}, {corpus['rows']:,} {corpus['split']} clips"
+        text += "".join(f"; {numbers}" for numbers in (numbers, compared) if numbers) + "."
+        how = f"`{command(result)}` ({'; '.join(circumstances(result))})"
+        parts.append("\n\n".join([text, format_table(result["table"]), how]))
+    return "\n\n".join(parts) or "No results are committed yet."
+
+
 def filled(readme: str) -> str:
     """The README's text with the results as they are in `docs/results`."""
-    files = sorted(RESULTS.glob("*.json"))
-    texts = [file for file in files if file.name.startswith("seq2seq2seq")]
-    readme = between(readme, START, END, results_table([file for file in files if file not in texts]))
-    return between(readme, SUMMARIES_START, SUMMARIES_END, summaries_text(texts))
+    files = {"image": [], "audio": [], "text": []}
+    for file in sorted(RESULTS.glob("*.json")):
+        files[VARIANTS[json.loads(file.read_text())["model_type"]].modality].append(file)
+    readme = between(readme, START, END, results_table(files["image"]))
+    readme = between(readme, SPEECH_START, SPEECH_END, speech_text(files["audio"]))
+    return between(readme, SUMMARIES_START, SUMMARIES_END, summaries_text(files["text"]))
 
 
 if __name__ == "__main__":

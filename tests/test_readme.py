@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
+from hf_autoencoders.data.speech import write_audio
 from hf_autoencoders.publishing import save_for_hub
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,9 +48,21 @@ def demo_run(tmp_path_factory, script_env):
 
 
 @pytest.fixture(scope="session")
-def summarizer_run(demo_run):
+def converter_run(demo_run):
+    """The same folder, in which `runs/demo-speech` has what `make demo-speech` leaves there, untrained."""
+    model = tiny.model("voice_conversion-none", num_mel_bins=80)
+    extractor = tiny.feature_extractor(model.config)
+    folder = save_for_hub(model, demo_run / "runs/demo-speech/voice_conversion/final", processor=extractor)
+    for name, rate in (("source", 8000), ("target", 16000)):
+        waveform = torch.linspace(0, 500, 6000).sin() / 2
+        write_audio(folder / f"example-1-{name}.wav", waveform, rate)
+    return demo_run
+
+
+@pytest.fixture(scope="session")
+def summarizer_run(converter_run):
     """The same folder, in which the end of `runs/demo-text` is what `make demo-text` leaves there, but untrained."""
-    tokenizer = tiny.tokenizer()
+    demo_run, tokenizer = converter_run, tiny.tokenizer()
     model = tiny.model("seq2seq2seq-pointer", max_summary_tokens=64, max_source_tokens=64)
     model.set_word_starts(tokenizer)
     save_for_hub(model, demo_run / "runs/demo-text/3_adversarial/final", processor=tokenizer)
@@ -68,6 +82,9 @@ def test_python_blocks_run(summarizer_run, monkeypatch):
     assert session["images"].shape == (2, 3, 28, 20)
     assert session["samples"].shape == (4, 3, 28, 20)
     assert len(session["features"][0]) == 8
+    assert session["content"].shape[0] == session["voice"].shape[0] == 1
+    assert session["converted"].shape == session["source"].shape == (1, 61, 80) != session["target"].shape
+    assert Path("converted.wav").stat().st_size > 2 * 5900
     (summary,), end = session["summary_ids"], session["summarizer"].config.eos_token_id
     assert end in summary, "cut off before its last word: the tiny model of the fixture needs more tokens"
     assert len(session["tokenizer"].decode(summary, skip_special_tokens=True).split()) == 6

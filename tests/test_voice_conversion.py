@@ -61,14 +61,10 @@ def test_outputs_of_a_clip_do_not_depend_on_its_padding(name):
 def test_losses_gradients_and_codebooks_do_not_depend_on_padding(name):
     models = [tiny.model(name).train() for _ in range(2)]
     inputs = tiny.training_inputs(models[0])
-    more = {
-        key: F.pad(value, (0, 0, 0, 8) if value.ndim == 3 else (0, 8))
-        if key not in ("speaker_ids", "epsilon")
-        else value
-        for key, value in inputs.items()
-    }
-    if "epsilon" in more:
-        more["epsilon"] = F.pad(more["epsilon"], (0, 0, 0, 8 // models[0].config.downsampling))
+    more = {"speaker_ids": inputs["speaker_ids"]} if "speaker_ids" in inputs else {}
+    for key in inputs.keys() - more.keys():
+        extra = 8 if key != "epsilon" else 8 // models[0].config.downsampling
+        more[key] = F.pad(inputs[key], (0, 0, 0, extra) if inputs[key].ndim == 3 else (0, extra))
     outputs = [model(**batch) for model, batch in zip(models, (inputs, more), strict=True)]
     for key in outputs[0]:
         if key.endswith("loss"):
