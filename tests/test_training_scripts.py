@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from hub_server import HubServer, User
 from safetensors.torch import load_file
@@ -128,15 +130,21 @@ def test_recipe_and_publishing(script_env, tmp_path):
 
 
 def test_speech_with_a_recipe(script_env, tmp_path):
-    """On the embedded voices: the recipe of the demo, cut short."""
+    """Recordings in folders called after their speakers; the recipe of the demo, cut short."""
+    rng = np.random.default_rng(0)
+    for clip in range(12):
+        place = tmp_path / "voices" / f"speaker{clip % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        soundfile.write(place / f"{clip}.wav", 0.1 * rng.standard_normal(2000), 8000)
     recipe = TRAINING / "recipes" / "speech_vqvae_espeak.yaml"
-    flags = "--max_steps 2 --eval_steps 2 --hidden_size 8 --batch_size 4 --no_final_evaluation --num_examples 2".split()
+    flags = (
+        "--dataset voices --max_steps 2 --eval_steps 2 --batch_size 4 --no_final_evaluation --num_examples 2".split()
+    )
+    flags += "--hidden_size 8 --num_mel_bins 16 --codebook_size 8 --no_final_evaluation".split()
     output = run([*LAUNCH, script("speech_vqvae"), "--recipe", recipe, *flags], script_env, tmp_path)
-    final = tmp_path / "runs" / "speech_vqvae-espeak" / "final"
-    assert "the finished model is in runs/speech_vqvae-espeak/final" in output and "code_usage" in output
-    assert {"conversions.png", "example-1-converted.wav", "preprocessor_config.json"} <= {
-        p.name for p in final.iterdir()
-    }
+    assert "the finished model is in runs/speech_vqvae-voices/final" in output and "code_usage" in output
+    names = {path.name for path in (tmp_path / "runs" / "speech_vqvae-voices" / "final").iterdir()}
+    assert {"conversions.png", "example-1-converted.wav", "preprocessor_config.json"} <= names
 
 
 def test_kill_and_resume(one_process, killer, script_env, tmp_path):
