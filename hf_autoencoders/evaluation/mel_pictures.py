@@ -1,11 +1,12 @@
 """Pictures of log-mels: time goes right, frequency up, loud is dark."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw
 
-PANEL_HEIGHT = 80  # pixels: mel bins are enlarged until a panel is at least about this high
+PANEL_HEIGHT = 160  # pixels: mel bins are enlarged until a panel is at least about this high
 CAPTION_HEIGHT = 14
 GAP = 8  # pixels between panels and around the picture
 
@@ -33,7 +34,11 @@ def mel_picture(rows: Sequence[Mapping[str, torch.Tensor]]) -> Image.Image:
     factor = max(1, round(PANEL_HEIGHT / panels[0].shape[1]))
     drawn = [[(caption, _panel(mel, low, high, factor)) for caption, mel in row.items()] for row in rows]
     columns = max(map(len, drawn))
-    widths = [max(row[column][1].width for row in drawn if column < len(row)) for column in range(columns)]
+    measure = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+    widths = [
+        max(math.ceil(max(row[column][1].width, measure(row[column][0]))) for row in drawn if column < len(row))
+        for column in range(columns)
+    ]
     height = drawn[0][0][1].height + CAPTION_HEIGHT + GAP
     picture = Image.new("L", (GAP + sum(width + GAP for width in widths), GAP + height * len(drawn)), 255)
     draw = ImageDraw.Draw(picture)
