@@ -9,7 +9,7 @@ import tiny
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
 from hf_autoencoders import VARIANTS, AutoencoderForImageClassification, VQVAEModel, publishing
 from hf_autoencoders.models import portable
@@ -54,6 +54,7 @@ IMAGE_CLASSES = [
     if row.modality == "image"
 ]
 TEXT = "seq2seq2seq-pointer"
+SPEECH = ("voice_conversion-none", "speech_vqvae-ema")
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_save_pretrained_is_all_it_takes(tmp_path, model_class):
 
 def test_the_registry_and_the_files_that_travel_agree():
     for row in VARIANTS.values():
-        processor = {"AutoImageProcessor": row.processor} if row.processor else {}
+        processor = {row.processor_auto_class: row.processor} if row.processor else {}
         for model_class in (row.model_class(), *row.head_classes().values()):
             assert portable.auto_map(model_class) | processor == row.auto_map
 
@@ -143,7 +144,7 @@ def test_a_text_model_and_its_tokenizer_are_saved_side_by_side(tmp_path):
     model = tiny.model(TEXT)
     model.save_pretrained(tmp_path)
     assert problems(tmp_path) == ["tokenizer.json is missing", "tokenizer_config.json is missing"]
-    check_folder(tmp_path, tokenizer=False)
+    check_folder(tmp_path, processor=False)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["auto_map"] == VARIANTS["hfae_seq2seq2seq"].auto_map
     assert not (tmp_path / "preprocessor_config.json").exists()
@@ -168,6 +169,67 @@ def test_save_for_hub_takes_or_keeps_a_tokenizer(tmp_path):
     assert (folder / "tokenizer.json").read_bytes() == before
     sentence = tiny.SENTENCES[0]
     assert AutoTokenizer.from_pretrained(folder)(sentence).input_ids == tiny.tokenizer()(sentence).input_ids
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_a_speech_model_and_its_feature_extractor_are_saved_side_by_side(tmp_path, name):
+    """Its statistics are learned, so no other may stand for it; with the package, nobody is asked about code."""
+    model = tiny.model(name)
+    variant, extractor = VARIANTS[model.config.model_type], tiny.feature_extractor(model.config)
+    model.save_pretrained(tmp_path)
+    assert problems(tmp_path)[0] == "preprocessor_config.json is missing"
+    check_folder(tmp_path, processor=False)
+    assert 'feature_extractor.push_to_hub("' in (tmp_path / "README.md").read_text()
+    extractor.save_pretrained(tmp_path)
+    check_folder(tmp_path)
+    assert set(published_files(tmp_path)) == {path.name for path in tmp_path.iterdir()}
+    assert "feature_extraction_speech.py" in published_files(tmp_path)
+    for auto_class in (AutoFeatureExtractor, AutoProcessor):
+        loaded = auto_class.from_pretrained(tmp_path)
+        assert type(loaded) is variant.processor_class() and loaded.to_dict() == extractor.to_dict()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == variant.auto_map
+
+
+def test_save_for_hub_takes_or_keeps_a_feature_extractor(tmp_path):
+    model = tiny.model(SPEECH[0])
+    with pytest.raises(
+        IncompleteFolderError, match=r"preprocessor_config.json is missing[\s\S]*feature_extractor.save"
+    ):
+        save_for_hub(model, tmp_path / "voices")
+    assert not list((tmp_path / "voices").iterdir())
+    extractor = tiny.feature_extractor(model.config)
+    sounds = [tmp_path / f"example-1-{name}.wav" for name in ("source", "converted")]
+    for sound in sounds:
+        sound.write_bytes(b"RIFF")
+    Image.new("L", (4, 4)).save(tmp_path / "conversions.png")
+    pictures = [*sounds, tmp_path / "conversions.png"]
+    folder = save_for_hub(model, tmp_path / "voices", processor=extractor, pictures=pictures)
+    before = (folder / "preprocessor_config.json").read_bytes()
+    (folder / "model.safetensors").unlink()
+    save_for_hub(tiny.model("voice_conversion-vq"), folder)
+    check_folder(folder)
+    assert (folder / "preprocessor_config.json").read_bytes() == before
+    assert {path.name for path in pictures} <= set(published_files(folder))
+    text = (folder / "README.md").read_text()
+    assert "feature_extractor.push_to_hub" not in text
+    assert "- [example 1 converted](example-1-converted.wav)" in text and "](conversions.png)" in text
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == VARIANTS["hfae_voice_conversion"].auto_map
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_mel_bins", 7, "feature_size is 6, but num_mel_bins of the model 7"),
+        ("sampling_rate", 16000, "sampling_rate is 8000, but sampling_rate of the model 16000"),
+        ("hop_length", 80, "hop_length is 100, but hop_length of the model 80"),
+    ],
+)
+def test_a_feature_extractor_of_other_features_is_refused(tmp_path, field, value, message):
+    extractor = tiny.feature_extractor(tiny.config(SPEECH[0]))
+    with pytest.raises(IncompleteFolderError, match=f"preprocessor_config.json: {message}"):
+        save_for_hub(tiny.model(SPEECH[0], **{field: value}), tmp_path, processor=extractor)
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path):
@@ -353,6 +415,9 @@ def test_cards_hold_for_every_option(tmp_path, name):
     text = (tmp_path / "README.md").read_text()
     assert not re.search(r"\{\{|\}\}|\{%|%\}|\{#|None|\bnan\b|More Information|Undefined", text)
     sections = ["What it is", "Use", "Training", "Evaluation", "Limits", "Bias", "Citation"]
+    if name in tiny.SPEECH_NAMES:
+        sections.insert(-1, "Ethics")
+        assert "consent" in text
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == sections
     assert "\n\n\n\n" not in text
 
@@ -388,6 +453,59 @@ def test_code_in_cards_of_text_models_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(code, "card", "exec"), names)
     assert len(names["summaries"]) == len(names["restored"]) == 1 and names["model"].config.summary_words == 4
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_code_in_cards_of_speech_models_runs(tmp_path, monkeypatch, name):
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    model = tiny.model(name)
+    folder = save_for_hub(model, tmp_path / "model", processor=tiny.feature_extractor(model.config))
+    monkeypatch.chdir(tmp_path)
+    for file, rate in (("source.wav", 16000), ("target.wav", 8000)):
+        soundfile.write(file, torch.linspace(0, 500, 4000).sin().numpy() / 2, rate)
+    (code,) = snippets(str(render_card(folder, str(folder))))
+    names = {}
+    exec(compile(code, "card", "exec"), names)
+    written, rate = soundfile.read("converted.wav" if name == SPEECH[0] else "decoded.wav")
+    assert rate == 8000 and 1500 < len(written) <= 2200
+
+
+def test_card_of_a_voice_converter_shows_it_beside_its_baselines(tmp_path):
+    row = {"name": "real", "label": "real clips", "target": 0.99, "source": None, "closer": None, "word": 0.98}
+    converted = {"name": "converted", "label": "converted", "target": 0.9123, "source": 0.05, "closer": None}
+    table = [{**row, "both": 0.97}, {**converted, "word": 0.9, "both": 0.85}]
+    metrics = {
+        "model_type": "hfae_voice_conversion",
+        "metrics": {"target_speaker": 0.9123, "reconstruction_error": 0.25, "speaker_probe_content": 0.4},
+        "baselines": {"real_target": 0.99, "speaker_probe_mel": 0.95},
+        "table": table,
+        "corpus": {"name": "digits", "split": "validation", "rows": 300, "languages": ["en"]},
+    }
+    model = tiny.model(SPEECH[0])
+    save_for_hub(model, tmp_path, processor=tiny.feature_extractor(model.config), metrics=metrics)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "audio-to-audio" and card.data.language == ["en"]
+    assert {"audio", "speech", "voice-conversion", "hfae_voice_conversion"} <= set(card.data.tags)
+    for line in (
+        r"\| converted +\| +91.2% \| +5.0% \| +90.0% \| +85.0% \|",
+        r"\| Absolute error of the log-mels, mean \| 0.25 \|",
+        r"\| Probe for the speaker on the log-mels, accuracy \(baseline\) \| 0.95 \|",
+        r"Measured on: corpus `digits`, validation split, 300 clips.",
+    ):
+        assert re.search(f"^{line}$", card.text, re.MULTILINE), line
+    assert "real_target" not in card.text
+
+
+def test_card_of_speech_codes_shows_them_beside_k_means(tmp_path):
+    row = {"name": "model", "label": "codes of the model", "phone_purity": 0.7, "phone_nmi": 0.5, "speaker_nmi": 0.02}
+    table = [row, {**row, "name": "kmeans", "label": "k-means on log-mels", "speaker_nmi": 0.1}]
+    metrics = {"metrics": {"phone_nmi": 0.5, "bits_per_second": 560.0}, "table": table}
+    model = tiny.model(SPEECH[1])
+    save_for_hub(model, tmp_path, processor=tiny.feature_extractor(model.config), metrics=metrics)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "audio-to-audio" and "| Bits per second | 560 |" in card.text
+    assert re.search(r"^\| k-means on log-mels +\| +70.0% \| +0.500 \| +0.100 \|$", card.text, re.MULTILINE)
 
 
 def test_card_of_a_summarizer_shows_it_beside_its_baselines(tmp_path):
