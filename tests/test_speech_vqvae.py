@@ -7,6 +7,7 @@ from transformers import AutoModelForAudioTokenization
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 
 from hf_autoencoders import SpeechVQVAEConfig
+from hf_autoencoders.models.speech_layers import jitter_frames
 
 every_configuration = pytest.mark.parametrize(
     "name", [name for name in tiny.SPEECH_NAMES if name.startswith("speech_vqvae")]
@@ -148,3 +149,30 @@ def test_voices_and_lengths_that_do_not_fit_codes_are_refused():
         model.decode_codes(codes, torch.zeros(3, 4))
     with pytest.raises(ValueError, match="3 latent frames are those of 5 to 6 frames of features, got 7"):
         model.decode_codes(codes, torch.zeros(2, 4), num_frames=7)
+
+
+# ---- time jitter
+
+
+def test_jitter_takes_neighbours():
+    latents = torch.arange(1.0, 7.0).view(1, 1, 6).repeat(2, 1, 1)
+    mask = torch.tensor([[1.0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]).unsqueeze(1)
+    noise = torch.tensor([[0.1, 0.1, 0.5, 0.9, 0.5, 0.9], [0.5, 0.9, 0.9, 0.9, 0.1, 0.5]])
+    jittered = jitter_frames(latents * mask, mask, noise, chance=0.5)
+    assert jittered[0, 0].tolist() == [1, 1, 3, 5, 5, 6]  # the first and the last have one neighbour only
+    assert jittered[1, 0].tolist() == [1, 3, 3, 0, 0, 0]  # padding is none
+    assert torch.equal(jitter_frames(latents * mask, mask, noise, chance=0.1), latents * mask)
+
+
+def test_jitter_is_for_training():
+    model = tiny.model("speech_vqvae-jitter", time_jitter=1.0)
+    features, mask = tiny.clips(model.config, 3, frames=24)
+    noise = torch.rand(3, 12)
+    calm = model(features, mask)
+    assert torch.equal(model(features, mask, epsilon=noise).reconstruction, calm.reconstruction)
+    model.train()
+    jittered = model(features, mask, epsilon=noise)
+    assert not torch.equal(jittered.latents, model(features, mask, epsilon=1 - noise).latents)
+    assert torch.equal(model.encode(features, mask).latents, model.encode(features, mask).latents)
+    with pytest.raises(ValueError, match=r"epsilon must have shape \(3, 12\), got \(3, 11\)"):
+        model(features, mask, epsilon=noise[:, 1:])

@@ -9,7 +9,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 
 from hf_autoencoders import SpeechVQVAEConfig, VoiceConversionConfig
-from hf_autoencoders.models.speech_layers import reverse_gradient
+from hf_autoencoders.models.speech_layers import (
+    MaskedInstanceNorm,
+    downsample_mask,
+    halve_frames,
+    halved,
+    reverse_gradient,
+)
 
 every_configuration = pytest.mark.parametrize("name", tiny.SPEECH_NAMES)
 NONE = "voice_conversion-none"
@@ -75,6 +81,34 @@ def test_losses_gradients_and_codebooks_do_not_depend_on_padding(name):
         torch.testing.assert_close(one.grad, other.grad, msg=lambda text, key=key: f"{key}: {text}", **CLOSE)
     for (key, one), other in zip(models[0].named_buffers(), models[1].buffers(), strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, key=key: f"{key}: {text}", **CLOSE)
+
+
+def test_instance_normalisation_and_its_gradient():
+    """Mean 0 and variance 1 over real frames; the gradient that is written out is that of the function."""
+    norm, mask = MaskedInstanceNorm(), torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).unsqueeze(1).double()
+    hidden_state = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    for row, frames in enumerate((5, 3)):
+        clip = norm(hidden_state, mask)[row]
+        torch.testing.assert_close(clip[:, :frames].mean(-1), torch.zeros(3, dtype=torch.float64), atol=1e-6, rtol=0)
+        torch.testing.assert_close(clip[:, :frames].var(-1, correction=0), torch.ones(3).double(), atol=1e-3, rtol=0)
+        assert not clip[:, frames:].any()
+    assert torch.autograd.gradcheck(lambda value: norm(value, mask), hidden_state)
+
+
+def test_halving():
+    """Means of pairs of real frames; a frame without a partner stands for itself."""
+    frames = torch.tensor([[1.0, 3, 5, 7, 9], [1, 3, 5, 0, 0]]).unsqueeze(1)
+    mask = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).unsqueeze(1)
+    assert halve_frames(frames, mask).squeeze(1).tolist() == [[2, 6, 9], [2, 5, 0]]
+    assert halve_frames(frames[..., :4], mask[..., :4]).squeeze(1).tolist() == [[2, 6], [2, 5]]
+    assert downsample_mask(mask, 1).squeeze(1).tolist() == [[1, 1, 1], [1, 1, 0]]
+    for size in range(1, 20):
+        for times in range(4):
+            lengths = torch.arange(1, size + 1)
+            masks = (torch.arange(size) < lengths[:, None]).float().unsqueeze(1)
+            halves = downsample_mask(masks, times)
+            assert halves.shape[-1] == halved(size, times) == -(-size // 2**times)
+            assert torch.equal(halves.sum((1, 2)).long(), (lengths + 2**times - 1) // 2**times)
 
 
 @pytest.mark.parametrize("num_downsamplings", [0, 1, 2, 3])

@@ -28,6 +28,7 @@ from .speech_layers import (
     SpeechDecoder,
     VoiceClassifier,
     downsample_mask,
+    halved,
     masked_mean,
     reverse_gradient,
 )
@@ -221,7 +222,7 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
             )
         frames = attention_mask.shape[-1] if attention_mask is not None else num_frames
         frames = latents.shape[1] * config.downsampling if frames is None else frames
-        if -(-frames // config.downsampling) != latents.shape[1]:
+        if halved(frames, config.num_downsamplings) != latents.shape[1]:
             raise ValueError(
                 f"{latents.shape[1]} latent frames are those of {(latents.shape[1] - 1) * config.downsampling + 1} to "
                 f"{latents.shape[1] * config.downsampling} frames of features, got {frames} of them"

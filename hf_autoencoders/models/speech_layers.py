@@ -25,9 +25,21 @@ def masked_statistics(hidden_state: torch.Tensor, mask: torch.Tensor) -> tuple[t
     return mean, variance
 
 
+def halved(frames: int, times: int = 1) -> int:
+    """How many frames are left after so many halvings, rounded up.
+
+    In the words of pooling layers: torch.export has to see that it is the same number.
+    """
+    for _ in range(times):
+        frames = (frames - 1) // 2 + 1
+    return frames
+
+
 def downsample_mask(mask: torch.Tensor, times: int) -> torch.Tensor:
-    """The mask of frames after so many halvings, rounded up."""
-    return mask[..., :: 2**times]
+    """The mask `(batch_size, 1, frames)` after so many halvings: 1 where one of two frames is real."""
+    for _ in range(times):
+        mask = (F.avg_pool1d(F.pad(mask, (0, 1)), 2) > 0).to(mask.dtype)
+    return mask
 
 
 EPSILON = 1e-5  # of a variance; no attribute of the class below, where torch.compile does not find it
@@ -115,10 +127,8 @@ class SpeechBlock(GradientCheckpointingLayer):
 
 def halve_frames(hidden_state: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Means of each two real frames in a row: `(batch_size, channels, frames)` to `(..., (frames + 1) // 2)`."""
-    if mask.shape[-1] % 2:
-        hidden_state, mask = F.pad(hidden_state, (0, 1)), F.pad(mask, (0, 1))
-    counts = F.avg_pool1d(mask, 2)  # 1, 1/2 or 0
-    return F.avg_pool1d(hidden_state, 2) / counts.clamp_min(0.5)
+    counts = F.avg_pool1d(F.pad(mask, (0, 1)), 2)  # 1, 1/2 or 0; of an odd number of frames the last has none beside it
+    return F.avg_pool1d(F.pad(hidden_state, (0, 1)), 2) / counts.clamp_min(0.5)
 
 
 class ContentEncoder(nn.Module):
@@ -258,7 +268,7 @@ def jitter_frames(latents: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor
             for the right one.
     """
     step = (noise > 1 - chance / 2).long() - (noise < chance / 2).long()
-    last = mask.squeeze(1).sum(-1, keepdim=True).long() - 1
+    last = mask.squeeze(1).long().sum(-1, keepdim=True) - 1
     source = torch.arange(latents.shape[-1], device=latents.device) + step
     source = torch.minimum(source, last).clamp_min(0)
     return latents.gather(2, source.unsqueeze(1).expand_as(latents)) * mask
