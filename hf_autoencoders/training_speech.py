@@ -338,6 +338,7 @@ class SpeechTrainingRun(TrainingRun):
         for number, example in enumerate(examples[:NUM_SOUNDS], start=1):
             for name in ("source", "target", "converted"):
                 waveform = self.processor.to_waveform(example[name][None])[0].cpu().numpy()
+                waveform = waveform / max(1.0, abs(waveform).max())  # a phase that was found may overshoot
                 write_audio(picture.parent / f"{sound}-{number}-{name}.wav", waveform, self.processor.sampling_rate)
 
     def _show(self, model: torch.nn.Module) -> None:
