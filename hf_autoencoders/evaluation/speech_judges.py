@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 1
 CHANNELS = (16, 32, 48, 64)
 EMBEDDING_SIZE = 128
+NUM_STEPS = {"word": 800, "speaker": 500}
 MAX_TIMES_HEARD = 100  # each clip, in training
 FRAMES_PER_CALL = 8192  # of one batch of those to be judged, padding included
 COSINE_SCALE, MARGIN = 16.0, 0.15  # of the speakers' logits (Wang et al. 2018)
@@ -32,7 +33,7 @@ class SpeechJudge:
     """A classifier of log-mel features: four convolutions over time and frequency, pooled over time.
 
     Trained on the CPU with AdamW and a learning rate that falls to 0, on disguised clips: other levels, equalisers and
-    noises, gaps, and for words other formants. About a minute on one core. The result is kept on disk by a hash of
+    noises, gaps, and for words other formants. One or two minutes on one core. The result is kept on disk by a hash of
     the clips, their classes and the settings.
 
     Args:
@@ -42,7 +43,8 @@ class SpeechJudge:
         kind: `"word"`, or `"speaker"`, whose classes become directions of the embedding (additive margin softmax, Wang
             et al. 2018), so that voices not heard in training can be compared, too.
         seed: of the weights, the order and the disguises.
-        num_steps, batch_size, learning_rate: of its training; small corpora get fewer steps.
+        num_steps: of its training; 800 for words, 500 for speakers by default. Small corpora get fewer.
+        batch_size, learning_rate: likewise.
         max_frames: of a clip in training; longer ones are cut, anew each time.
         cache_dir: where trained judges are kept; `judges` beside the other caches of this package by default.
             `False`: nowhere.
@@ -56,7 +58,7 @@ class SpeechJudge:
         kind: Literal["word", "speaker"],
         seed: int = 0,
         *,
-        num_steps: int = 500,
+        num_steps: int | None = None,
         batch_size: int = 48,
         learning_rate: float = 4e-3,
         max_frames: int = 160,
@@ -77,6 +79,7 @@ class SpeechJudge:
         self.kind, self.num_mel_bins = kind, clips[0].shape[-1]
         if self.num_mel_bins < 2:
             raise ValueError(f"a judge needs at least 2 mel bins, got {self.num_mel_bins}")
+        num_steps = NUM_STEPS[kind] if num_steps is None else num_steps
         num_steps = min(num_steps, max(100, MAX_TIMES_HEARD * len(clips) // batch_size))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
