@@ -173,7 +173,8 @@ class SpeechTrainingRun(TrainingRun):
         self.network.train()
 
     # Classifiers that the model learns against must keep up with it, or it runs away from a weak one and the speaker
-    # stays in the content: they have a learning rate of their own, which does not fall, and are clipped by themselves.
+    # stays in the content: they have a learning rate of their own, which does not fall, and are clipped by themselves
+    # (with --classifier_first not at all).
 
     def _new_optimizer(self, player: str, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
         classifiers = [name for name in parameters if name.partition(".")[0] in CLASSIFIERS]

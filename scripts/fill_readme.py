@@ -41,6 +41,7 @@ COMPARED = {
 MEASURED_SPEECH = {
     "reconstruction_error": "absolute error of the log-mels {:.3f}",
     "speaker_probe_content": "a probe finds the speaker in the content in {:.1%}",
+    "speaker_linear_probe_content": "a linear one in {:.1%}",
     "word_probe_speaker": "the word in the speaker embedding in {:.1%}",
     "codes_per_second": "{:g} codes a second",
     "bits_per_second": "{:.0f} bits a second",

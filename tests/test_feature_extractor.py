@@ -325,16 +325,6 @@ def test_wrong_options_are_refused(options, kind, message):
         SpeechFeatureExtractor(**options)
 
 
-def test_for_model_keeps_the_times_of_frames():
-    config = SimpleNamespace(num_mel_bins=40)
-    for rate, sizes in {8000: (100, 400, 512), 16000: (200, 800, 1024), 22050: (276, 1104, 2048)}.items():
-        extractor = SpeechFeatureExtractor.for_model(config, rate)
-        assert (extractor.hop_length, extractor.win_length, extractor.n_fft) == sizes
-        assert (extractor.feature_size, extractor.sampling_rate) == (40, rate)
-    extractor = SpeechFeatureExtractor.for_model(config, 16000, hop_length=256, win_length=1024, fmax=7600)
-    assert (extractor.hop_length, extractor.n_fft, extractor.fmax) == (256, 1024, 7600)
-
-
 def test_save_and_load_by_class_and_by_remote_code(small, tmp_path, monkeypatch):
     from transformers import AutoFeatureExtractor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module

@@ -145,7 +145,7 @@ def test_wrong_codes_are_refused(case):
 def test_voices_and_lengths_that_do_not_fit_codes_are_refused():
     model = tiny.model(EMA)
     codes = torch.zeros(2, 1, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"speaker_embeddings must have shape \(batch_size, 4\), got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"speaker_embeddings must have shape \(2, 4\), got \(3, 4\)"):
         model.decode_codes(codes, torch.zeros(3, 4))
     with pytest.raises(ValueError, match="3 latent frames are those of 5 to 6 frames of features, got 7"):
         model.decode_codes(codes, torch.zeros(2, 4), num_frames=7)

@@ -421,7 +421,7 @@ def wrong_calls(model):
     message = "needs the voice to convert to: either speaker_features or speaker_embeddings"
     yield lambda: model.convert(features), ValueError, message
     yield lambda: model.convert(features, features, speaker_embeddings=voices), ValueError, message
-    message = r"speaker_embeddings must have shape \(batch_size, 4\), got \(3, 4\)"
+    message = r"speaker_embeddings must have shape \(2, 4\), got \(3, 4\)"
     yield lambda: model.convert(features, three), ValueError, message
     yield lambda: model.decode(latents, voices[[0, 1, 1]]), ValueError, message
     yield lambda: model.decode(latents, voices[:, :3]), ValueError, "speaker_embeddings must have shape"

@@ -319,7 +319,6 @@ def evaluate_speech_codes(
     seed: int = 0,
     corpus: dict[str, Any] | None = None,
     command: str | None = None,
-    cache_dir=None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure the codes of a trained model on `validation`; k-means learns from `train`.
@@ -338,7 +337,6 @@ def evaluate_speech_codes(
         seed: of the clusterings, the shuffling, and the triples, which are the same ones for all rows of the table.
         corpus: what the numbers were measured on; rows are added.
         command: how to repeat this; the command line of this process by default.
-        cache_dir: without effect here: nothing that is measured is kept.
         progress: show progress bars.
 
     Returns:

@@ -132,16 +132,6 @@ class SpeechFeatureExtractor(SequenceFeatureExtractor):
                 f"feature_size, or raise n_fft ({n_fft})."
             )
 
-    @classmethod
-    def for_model(cls, config, sampling_rate: int = 16000, **kwargs) -> "SpeechFeatureExtractor":
-        """The extractor of a model with this config: `config.num_mel_bins` bins. The frames are 12.5 ms apart and see
-        50 ms, whatever the sampling rate. Any option by keyword."""
-        hop_length = kwargs.pop("hop_length", None) or max(1, round(sampling_rate / 80))
-        win_length = kwargs.pop("win_length", None) or 4 * hop_length
-        n_fft = kwargs.pop("n_fft", None) or 2 ** math.ceil(math.log2(win_length))
-        sizes = {"hop_length": hop_length, "win_length": win_length, "n_fft": n_fft}
-        return cls(**{"feature_size": config.num_mel_bins, "sampling_rate": sampling_rate, **sizes, **kwargs})
-
     # ---- statistics
 
     def _set_statistics(self, mean, std) -> None:

@@ -214,8 +214,8 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
                 kind = value.dtype if torch.is_tensor(value) else type(value).__name__
                 raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
             if value.ndim != rank or value.shape[-1] != size or len(value) != len(latents):
-                middle = "latent frames, " if rank == 3 else ""
-                raise ValueError(f"{name} must have shape (batch_size, {middle}{size}), got {tuple(value.shape)}")
+                sizes = f"batch_size, latent frames, {size}" if rank == 3 else f"{len(latents)}, {size}"
+                raise ValueError(f"{name} must have shape ({sizes}), got {tuple(value.shape)}")
         if attention_mask is not None and (attention_mask.ndim != 2 or len(attention_mask) != len(latents)):
             raise ValueError(
                 f"attention_mask must have shape ({len(latents)}, frames), got {tuple(attention_mask.shape)}"
