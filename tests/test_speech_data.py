@@ -105,8 +105,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no audio file.*missing.wav"):
         read_audio(tmp_path / "missing.wav")
     (tmp_path / "text.wav").write_text("no audio")
-    with pytest.raises(ValueError, match="text.wav cannot be read.*Expected WAV.*ffmpeg"):
+    words = r"text.wav cannot be read: its content is no audio that libsndfile knows\. Expected WAV.*ffmpeg\.$"
+    with pytest.raises(ValueError, match=words) as raised:
         read_audio(tmp_path / "text.wav")
+    assert "Format not recognised" in str(raised.value.__cause__)
+    with pytest.raises(IsADirectoryError, match="is a folder, expected an audio file"):
+        read_audio(tmp_path)
     with pytest.raises(ValueError, match="The audio cannot be read"):
         read_audio(b"no audio")
     with pytest.raises(ValueError, match="missing"):
@@ -353,8 +357,6 @@ def test_whole_speakers_are_held_out(tmp_path):
         load_speech_corpus(path, held_out_speakers=["dan"])
     with pytest.raises(ValueError, match="3 speakers: cannot hold out 3"):
         load_speech_corpus(path, held_out_speakers=3)
-    with pytest.raises(ValueError, match=r"1 speaker to train on \(cid\), expected at least 2"):
-        load_speech_corpus(path, held_out_speakers=["ann", "bob"], min_speakers=2)
 
 
 def test_the_embedded_corpus_by_name(monkeypatch):
@@ -443,8 +445,9 @@ def test_bad_audio_is_named_or_skipped(caplog):
     dataset = corpus(replace=bad)
     with pytest.raises(
         BadAudioError, match=r"Bad audio in row 2 of split 'train', column 'audio' \(2.flac\).*on_bad_audio"
-    ):
+    ) as raised:
         speech_clips(dataset, new_extractor())
+    assert ".." not in str(raised.value) and ". Repair or remove the row" in str(raised.value)
     with caplog.at_level(logging.WARNING):
         clips = speech_clips(dataset, new_extractor(), on_bad_audio="skip")
     assert clips.skipped == [2, 5, 9] and "3 of 12 rows are left out for their bad audio: 2, 5, 9" in caplog.text
@@ -654,7 +657,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-NOTHING = {"formant_shift": 0.0, "equalizer": 0.0, "gain": 0.0}
+NOTHING = {"formant_shift": 0.0, "equalizer": 0.0}
 
 
 def test_no_perturbation_is_none_and_others_are_drawn_by_the_generator():
@@ -675,7 +678,7 @@ def test_no_perturbation_is_none_and_others_are_drawn_by_the_generator():
 def test_rows_of_several_processes_get_what_they_get_of_one():
     extractor = new_extractor()
     features, mask = spoken(extractor, *[tone(row, 1500) for row in range(5)])
-    options = {"feature_extractor": extractor, "gain": 0.3}
+    options = {"feature_extractor": extractor}
     whole = perturb_voice(features, mask, seeded(), **options)
     for rows in (slice(0, 2), slice(2, 5)):
         part = perturb_voice(features[rows], mask[rows], seeded(), **options, rows=rows, num_rows=5)
@@ -716,10 +719,6 @@ def test_gains_bend_the_spectrum_and_keep_the_floor(log_scale):
     unit = 1.0 if log_scale == "log" else 1 / np.log(10)
     noise = np.random.default_rng(0).normal(scale=0.1, size=(64, 1500)).astype(np.float32)  # far above the floor
     features, mask = spoken(extractor, *noise)
-    loud = perturb_voice(features, mask, seeded(), feature_extractor=extractor, **{**NOTHING, "gain": 0.5})
-    change = extractor.denormalize(loud) - extractor.denormalize(features)
-    assert change.std(dim=(1, 2)).max() < 1e-4  # one gain for a row
-    assert 0.35 * unit < change[:, 0, 0].std() < 0.65 * unit
     bent = perturb_voice(features, mask, seeded(), feature_extractor=extractor, **{**NOTHING, "equalizer": 0.5})
     change = extractor.denormalize(bent) - extractor.denormalize(features)
     assert change.std(dim=1).max() < 1e-4 and 0.35 * unit < change[:, 0, 0].std() < 0.65 * unit
@@ -738,5 +737,3 @@ def test_perturb_voice_refuses():
         perturb_voice(torch.zeros(2, 5, 19), None, seeded(), feature_extractor=extractor)
     with pytest.raises(ValueError, match="formant_shift must be at least 0, got -0.1"):
         perturb_voice(features, None, seeded(), feature_extractor=extractor, formant_shift=-0.1)
-    with pytest.raises(ValueError, match="equalizer_points must be at least 2"):
-        perturb_voice(features, None, seeded(), feature_extractor=extractor, equalizer_points=1)

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 1
 ROWS_PER_TASK = 16
 FRAMES_PER_READ = 100_000
+EQUALIZER_POINTS = 6  # of the gain curve of `perturb_voice`
+SYSTEM_ERROR = 2  # of libsndfile
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".rf64", ".caf")
 AUDIO_COLUMN_NAMES = ("audio", "speech", "recording", "clip", "wav")
 SPEAKER_COLUMN_NAMES = ("speaker", "speaker_id", "speaker_name", "spk", "spk_id", "client_id", "voice", "reader")
@@ -75,8 +77,8 @@ def read_audio(source, sampling_rate: int | None = None, *, downmix: bool = Fals
         downmix: average the channels of stereo. Without it, more than one channel is an error.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: it is no audio, empty, not finite, or has several
-            channels. ImportError: soundfile or soxr are missing (extra `audio`).
+        FileNotFoundError: there is no such file. IsADirectoryError: it is a folder. ValueError: it is no audio, empty,
+            not finite, or has several channels. ImportError: soundfile or soxr are missing (extra `audio`).
     """
     soundfile = _need("soundfile")
     name = ""
@@ -94,6 +96,8 @@ def read_audio(source, sampling_rate: int | None = None, *, downmix: bool = Fals
 
             with xopen(name, "rb") as opened:
                 file = BytesIO(opened.read())
+        elif Path(name).expanduser().is_dir():
+            raise IsADirectoryError(f"{name} is a folder, expected an audio file.")
         elif not Path(name).expanduser().is_file():
             raise FileNotFoundError(f"There is no audio file {name}.")
         else:
@@ -104,8 +108,11 @@ def read_audio(source, sampling_rate: int | None = None, *, downmix: bool = Fals
     try:
         waveform, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        reason = "its content is no audio that libsndfile knows"
+        if getattr(error, "code", None) == SYSTEM_ERROR:  # no right to read it, a broken disk
+            reason = "the system refuses"
         raise ValueError(
-            f"{what} cannot be read: {error}. Expected WAV, FLAC, OGG, MP3 or what else libsndfile reads; convert "
+            f"{what} cannot be read: {reason}. Expected WAV, FLAC, OGG, MP3 or what else libsndfile reads; convert "
             "other formats first, for example with ffmpeg."
         ) from error
     if len(waveform) == 0:
@@ -170,7 +177,6 @@ def load_speech_corpus(
     text_column: str | None = None,
     validation_fraction: float = 0.1,
     held_out_speakers: int | Sequence[str] = (),
-    min_speakers: int = 1,
     seed: int = 0,
 ) -> dict:
     """A corpus of recordings as `{"train": ..., "validation": ... [, "unseen": ...]}` of `datasets.Dataset`.
@@ -196,11 +202,10 @@ def load_speech_corpus(
             by the seed and by what the recordings hold, never by where they lie. Nobody loses his only recording.
         held_out_speakers: names of speakers, or how many (chosen by the seed among those with no fewer clips than the
             median): all their clips, of all splits, are the split `unseen`.
-        min_speakers: the least that `train` needs: 2 to learn to convert voices.
 
     Raises:
         FileNotFoundError: there is no such corpus. ValueError: it lacks a column (listing those there are), a named
-            speaker, or has too few.
+            speaker, or its `train` is empty.
     """
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1 (exclusive), got {validation_fraction}.")
@@ -227,13 +232,6 @@ def load_speech_corpus(
     splits = _hold_out_speakers(splits, name, held_out_speakers, seed)
     if len(splits["train"]) == 0:
         raise ValueError(f"Corpus {name!r} is empty: its split 'train' has no rows.")
-    speakers = sorted(set(splits["train"]["speaker"]))
-    if len(speakers) < min_speakers:
-        raise ValueError(
-            f"Corpus {name!r} has {len(speakers)} speaker{'s' * (len(speakers) != 1)} to train on "
-            f"({', '.join(speakers[:5])}), expected at least {min_speakers}: there is nobody else to sound like. Is "
-            "speaker_column the right one?"
-        )
     if "validation" not in splits:
         splits = _with_validation(splits, name, validation_fraction, seed)
     return splits
@@ -778,8 +776,8 @@ def _log_mel_or_error(value, extractor, downmix: bool) -> tuple:
 def _bad_audio(error: Exception, place: str, value) -> BadAudioError:
     path = value.get("path") if isinstance(value, dict) else None
     bad = BadAudioError(
-        f"{place.replace('Bad image', 'Bad audio')}{f' ({path})' if path else ''}: {type(error).__name__}: {error} "
-        "Repair or remove the row, or leave such rows out with on_bad_audio='skip'."
+        f"{place.replace('Bad image', 'Bad audio')}{f' ({path})' if path else ''}: {type(error).__name__}: "
+        f"{str(error).removesuffix('.')}. Repair or remove the row, or leave such rows out with on_bad_audio='skip'."
     )
     bad.__cause__ = error
     return bad
@@ -972,8 +970,6 @@ def perturb_voice(
     feature_extractor,
     formant_shift: float = 0.17,
     equalizer: float = 0.5,
-    equalizer_points: int = 6,
-    gain: float = 0.0,
     rows: slice | None = None,
     num_rows: int | None = None,
 ) -> torch.Tensor:
@@ -981,9 +977,9 @@ def perturb_voice(
     hears in place of its input, so that it cannot tell the voice by its timbre.
 
     Each row draws: a factor, log-uniform in exp(-formant_shift) .. exp(formant_shift), by which all its frequencies,
-    so formants and pitch, are multiplied; a gain curve over the frequency, piecewise linear between `equalizer_points`
-    independent normal values of standard deviation `equalizer`; and one gain for the whole row of standard deviation
-    `gain`. Gains are logarithms of magnitudes, in nats (1 nat is 8.7 dB).
+    so formants and pitch, are multiplied; and a gain curve over the frequency, piecewise linear between
+    `EQUALIZER_POINTS` independent normal values of standard deviation `equalizer`. Gains are logarithms of magnitudes,
+    in nats (1 nat is 8.7 dB).
 
     Args:
         input_features: normalised log-mels, (batch, frames, num_mel_bins), on any device.
@@ -1000,11 +996,9 @@ def perturb_voice(
         raise ValueError(
             f"Expected features (batch, frames, {feature_extractor.feature_size}), got {tuple(input_features.shape)}."
         )
-    for name, value in {"formant_shift": formant_shift, "equalizer": equalizer, "gain": gain}.items():
+    for name, value in {"formant_shift": formant_shift, "equalizer": equalizer}.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be at least 0, got {value}.")
-    if equalizer_points < 2:
-        raise ValueError(f"equalizer_points must be at least 2, got {equalizer_points}.")
     batch, _, num_bins = input_features.shape
     device = input_features.device
 
@@ -1018,8 +1012,7 @@ def perturb_voice(
     if len(range(num_rows)[rows or slice(None)]) != batch:
         raise ValueError(f"rows {rows} of a batch of {num_rows} are not the {batch} that came.")
     factors = ((2 * draw(torch.rand, 1) - 1) * formant_shift).exp()
-    points = draw(torch.randn, 1, equalizer_points) * equalizer
-    loudness = draw(torch.randn, 1) * gain
+    points = draw(torch.randn, 1, EQUALIZER_POINTS) * equalizer
     if formant_shift > 0:
         highest = feature_extractor.sampling_rate / 2 if feature_extractor.fmax is None else feature_extractor.fmax
         ends = _to_mel(torch.tensor([feature_extractor.fmin, highest], dtype=torch.float32, device=device))
@@ -1030,9 +1023,7 @@ def perturb_voice(
         weight = (position - below)[:, None]
         below = below.long()[:, None].expand_as(log_mels)
         log_mels = torch.lerp(log_mels.gather(2, below), log_mels.gather(2, below + 1), weight)
-    curve = (
-        torch.nn.functional.interpolate(points, size=num_bins, mode="linear", align_corners=True) + loudness[:, None]
-    )
+    curve = torch.nn.functional.interpolate(points, size=num_bins, mode="linear", align_corners=True)
     to_scale, floor = (1.0, math.log) if feature_extractor.log_scale == "log" else (1 / math.log(10), math.log10)
     log_mels = (log_mels + curve * to_scale).clamp(min=floor(feature_extractor.log_floor))
     features = feature_extractor.normalize(log_mels)
