@@ -204,8 +204,8 @@ class VoiceConversionPipeline(Pipeline):
             `SpeechFeatureExtractor.to_waveform`.
 
     Raises:
-        ValueError: a recording that is empty, not finite, stereo or cannot be read; a source without a target; a model
-            that cannot convert, or a feature extractor that belongs to another one.
+        ValueError: a recording that is empty, not finite, stereo, of unknown rate or cannot be read; a source without a
+            target; a model that cannot convert, or a feature extractor that belongs to another one.
     """
 
     _load_processor = False
@@ -255,6 +255,11 @@ class VoiceConversionPipeline(Pipeline):
 
         rate = self.feature_extractor.sampling_rate
         if isinstance(recording, Mapping) and "array" in recording:
+            if recording.get("sampling_rate") is None:
+                raise ValueError(
+                    'a recording {"array": ...} has no "sampling_rate": expected {"array": ..., "sampling_rate": ...}; '
+                    f"pass the array alone if it has {rate} samples per second"
+                )
             recording, rate = recording["array"], int(recording["sampling_rate"])
         elif not isinstance(recording, np.ndarray | torch.Tensor):
             recording, rate = read_audio(recording)

@@ -303,6 +303,8 @@ def test_what_cannot_be_converted_is_refused(converter, folders):
         (np.append(good, np.inf).astype(np.float32), "NaN or infinite"),
         (good[:0], "empty"),
         (b"noise", "cannot be read"),
+        ({"array": good}, 'has no "sampling_rate": expected .* 8000 samples per second'),
+        ({"array": good, "sampling_rate": None}, 'has no "sampling_rate"'),
     ):
         with pytest.raises(ValueError, match=message):
             convert({"source": bad, "target": good})
