@@ -45,7 +45,7 @@ PICTURES = {
     "samples.png": "Samples from the prior.",
     "conversions.png": "Log-mels of validation clips: source, reconstruction, target voice, conversion.",
 }
-SOUNDS = "example-*.wav"
+SOUNDS, SOUND_KINDS = "example-*.wav", ("source", "target", "converted")
 LICENSE = "apache-2.0"
 PRIVATE_ARGUMENTS = ("output_dir", "cache_dir", "hub_model_id")  # of a run: they say nothing about the model
 CARD_MARK = (
@@ -323,7 +323,14 @@ def _safetensors_header(file: Path) -> dict[str, dict]:
 
 
 def _sounds(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.glob(SOUNDS))
+    """Names of the example sounds: by number, and of one example what goes in before what comes out."""
+
+    def place(name: str) -> tuple:
+        _, number, kind = [*Path(name).stem.split("-", 2), ""][:3]
+        known = SOUND_KINDS.index(kind) if kind in SOUND_KINDS else len(SOUND_KINDS)
+        return (not number.isdecimal(), int(number) if number.isdecimal() else 0, known, name)
+
+    return sorted((file.name for file in folder.glob(SOUNDS)), key=place)
 
 
 def _read_json(file: Path, problems: list[str]) -> dict | None:
@@ -608,6 +615,9 @@ def _evaluation_section(metrics: Mapping, unit: str) -> str:
     if table:
         text = f"{format_table(table)}\n\n{text}"
     text += f"\nMeasured on: {', '.join(facts)}.\n" if facts else ""
+    if clips := (metrics.get("settings") or {}).get("num_target_clips"):
+        text += "\nThe voice to convert to was taken from "
+        text += "one clip of the target.\n" if clips == 1 else f"{clips} clips of the target, averaged.\n"
     return text + (f"\n```bash\n{metrics['command']}\n```\n" if metrics.get("command") else "")
 
 

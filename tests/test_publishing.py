@@ -199,7 +199,8 @@ def test_save_for_hub_takes_or_keeps_a_feature_extractor(tmp_path):
         save_for_hub(model, tmp_path / "voices")
     assert not list((tmp_path / "voices").iterdir())
     extractor = tiny.feature_extractor(model.config)
-    sounds = [tmp_path / f"example-1-{name}.wav" for name in ("source", "converted")]
+    kinds = ("source", "target", "converted")
+    sounds = [tmp_path / f"example-{number}-{name}.wav" for number in (1, 2, 10) for name in kinds]
     for sound in sounds:
         sound.write_bytes(b"RIFF")
     Image.new("L", (4, 4)).save(tmp_path / "conversions.png")
@@ -214,6 +215,8 @@ def test_save_for_hub_takes_or_keeps_a_feature_extractor(tmp_path):
     text = (folder / "README.md").read_text()
     assert "feature_extractor.push_to_hub" not in text
     assert "- [example 1 converted](example-1-converted.wav)" in text and "](conversions.png)" in text
+    places = [text.index(f"]({sound.name})") for sound in sounds]
+    assert places == sorted(places), "by number, and what goes in before what comes out"
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == VARIANTS["hfae_voice_conversion"].auto_map
 
@@ -481,6 +484,7 @@ def test_card_of_a_voice_converter_shows_it_beside_its_baselines(tmp_path):
         "baselines": {"real_target": 0.99, "speaker_probe_mel": 0.95},
         "table": table,
         "corpus": {"name": "digits", "split": "validation", "rows": 300, "languages": ["en"]},
+        "settings": {"num_target_clips": 3},
     }
     model = tiny.model(SPEECH[0])
     save_for_hub(model, tmp_path, processor=tiny.feature_extractor(model.config), metrics=metrics)
@@ -492,6 +496,7 @@ def test_card_of_a_voice_converter_shows_it_beside_its_baselines(tmp_path):
         r"\| Absolute error of the log-mels, mean \| 0.25 \|",
         r"\| Probe for the speaker on the log-mels, accuracy \(baseline\) \| 0.95 \|",
         r"Measured on: corpus `digits`, validation split, 300 clips.",
+        r"The voice to convert to was taken from 3 clips of the target, averaged.",
     ):
         assert re.search(f"^{line}$", card.text, re.MULTILINE), line
     assert "real_target" not in card.text
