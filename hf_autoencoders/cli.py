@@ -45,6 +45,15 @@ AUDIO_FLAGS = {
 }
 FLAGS = {"image": IMAGE_FLAGS, "text": TEXT_FLAGS, "audio": AUDIO_FLAGS}
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# What messages of the library advise -> what there is on the command line.
+ADVICE = {
+    "on_bad_audio='skip'": "--skip_bad_audio",
+    "on_bad_image='skip'": "--skip_bad_images",
+    "Divide 16 bit samples by 32768, or pass them as int16": "Scale the recording to [-1, 1]",
+    "To average them, pass downmix=True, or write a mono file": "Average them first, or write a mono file",
+}
+SILENCE, SHORTEST_VOICE = 1e-4, 0.1  # peak, and seconds, below which no voice can be heard
 SPEECH_BATCH_SIZE = 32  # of evaluation.voice_conversion
 
 
@@ -197,7 +206,7 @@ def _measure_speech(arguments: argparse.Namespace) -> tuple:
             splits["validation"],
             unseen=splits.get("unseen"),
             num_pairs=arguments.num_pairs,
-            num_target_clips=arguments.num_target_clips or 1,
+            num_target_clips=_num_target_clips(arguments),
             **common,
         )
         print(format_table(result["table"]))
@@ -376,23 +385,31 @@ def _convert_voice(arguments: argparse.Namespace) -> None:
 
     inputs = [arguments.source, *arguments.targets]
     outputs = [arguments.output, *filter(None, [arguments.picture])]
+    if len({Path(path).resolve() for path in outputs}) < len(outputs):
+        raise Mistake(f"{arguments.picture} is the output, too: choose another file for --picture")
     if overwritten := {Path(path).resolve() for path in inputs} & {Path(path).resolve() for path in outputs}:
         raise Mistake(f"{overwritten.pop()} is an input, too: choose another file to write to")
     if Path(arguments.output).suffix.lower() not in AUDIO_SUFFIXES:
         raise Mistake(f"{arguments.output}: expected a file that ends in {', '.join(AUDIO_SUFFIXES)}")
+    if arguments.picture and Path(arguments.picture).suffix.lower() not in PICTURE_SUFFIXES:
+        raise Mistake(f"{arguments.picture}: expected a picture that ends in {', '.join(PICTURE_SUFFIXES)}")
     model, extractor = _load_speech_model(arguments)
     rate, recordings = extractor.sampling_rate, []
-    for path in inputs:
+    for number, path in enumerate(inputs):
         try:
-            with _mistakes():
+            with _mistakes(advice={"pass downmix=True": "use --downmix"}):
                 waveform, own_rate = read_audio(path, downmix=arguments.downmix)
-                extractor(waveform, sampling_rate=rate)  # refuses what is no recording
+                # refuses what is no recording
+                recordings.append(extractor._at_own_rate(waveform, own_rate, resample=True))
         except Mistake as error:
-            message = str(error).replace("pass downmix=True", "use --downmix")
-            raise Mistake(message if path in message else f"{path}: {message}") from error
+            raise Mistake(str(error) if path in str(error) else f"{path}: {error}") from error
         if own_rate != rate:
             print(f"{path}: resampled from {own_rate} to {rate} samples per second", file=sys.stderr)
-        recordings.append({"array": waveform, "sampling_rate": own_rate})
+        if number and abs(waveform).max() < SILENCE:
+            print(f"{path} is silent: there is no voice to be heard in it", file=sys.stderr)
+        elif number and len(waveform) < SHORTEST_VOICE * own_rate:
+            seconds = len(waveform) / own_rate
+            print(f"{path} lasts {seconds:.2g} seconds: too short to hear a voice in it", file=sys.stderr)
     with _mistakes():
         convert = VoiceConversionPipeline(model=model, feature_extractor=extractor, device=model.device)
     audio = convert({"source": recordings[0], "target": recordings[1:]})["audio"]
@@ -402,8 +419,8 @@ def _convert_voice(arguments: argparse.Namespace) -> None:
     if arguments.picture:
         from .evaluation.mel_pictures import mel_picture
 
-        recordings[2:] = [dict(zip(("array", "sampling_rate"), read_audio(arguments.output), strict=True))]
-        panels = [torch.from_numpy(extractor(clip, resample=True)["input_features"][0]) for clip in recordings]
+        clips = [*recordings[:2], read_audio(arguments.output)[0]]
+        panels = [torch.from_numpy(extractor(clip, sampling_rate=rate)["input_features"][0]) for clip in clips]
         with _mistakes():
             _save(mel_picture([dict(zip(("source", "target", "converted"), panels, strict=True))]), arguments.picture)
 
@@ -579,14 +596,28 @@ def _training_of(arguments: argparse.Namespace) -> dict:
 
     name = arguments.model
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none, or of another program
-        if Path(name).is_dir():  # `best/` and checkpoints lie in the folder of their run
+        if Path(name).is_dir():  # `final/`, `best/` and checkpoints lie in the folder of their run
             files = [Path(name).resolve() / RUN, Path(name).resolve().parent / RUN]
-            file = next((file for file in files if file.is_file()), None)
+            records = [found for found in map(_arguments_of, files) if found]
+            # where both are of one run, that of `final/` is a published one: its paths have lost their folders
+            return records[-1] if len(records) == 2 and _is_published(*records) else records[0] if records else {}
         else:
             quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-            file = cached_file(name, RUN, revision=arguments.revision, **quiet)
+            return _arguments_of(cached_file(name, RUN, revision=arguments.revision, **quiet))
+    return {}
+
+
+def _arguments_of(file) -> dict:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return dict(json.loads(Path(file).read_text("utf-8"))["arguments"])
     return {}
+
+
+def _is_published(record: dict, whole: dict) -> bool:
+    """Whether the arguments of one run are those of another, apart from the folders of its paths."""
+    from .training_arguments import without_folder
+
+    return all(value in (whole.get(name), without_folder(whole.get(name))) for name, value in record.items())
 
 
 def _as_in_training(arguments: argparse.Namespace, columns: tuple[str, ...] = ("image_column", "label_column")) -> None:
@@ -640,8 +671,23 @@ def _texts_as_in_training(arguments: argparse.Namespace) -> None:
 
 
 def _is_corpus_of(trained_on, arguments: argparse.Namespace) -> bool:
-    """Whether a run's corpus is the one of the command line."""
-    return str(trained_on) == arguments.corpus or Path(str(trained_on)).resolve() == Path(arguments.corpus).resolve()
+    """Whether a run's corpus is the one of the command line.
+
+    A published record has of a local corpus its last name only, so files and folders of that name count.
+    """
+    trained_on, corpus = str(trained_on), Path(arguments.corpus)
+    if trained_on == arguments.corpus or Path(trained_on).resolve() == corpus.resolve():
+        return True
+    return corpus.exists() and Path(os.path.abspath(corpus)).name == trained_on
+
+
+def _num_target_clips(arguments: argparse.Namespace) -> int:
+    """Clips that a voice is taken from: if it was not said how many, as the training of the model measured it."""
+    trained = _training_of(arguments).get("num_target_clips")
+    if arguments.num_target_clips is None and isinstance(trained, int) and trained > 1:
+        print(f"as in training: --num_target_clips {trained}", file=sys.stderr)
+        return trained
+    return arguments.num_target_clips or 1
 
 
 def _take_over(arguments: argparse.Namespace, run: dict, flags: tuple[str, ...], taken: list[str]) -> None:
@@ -783,8 +829,9 @@ def _progress(arguments: argparse.Namespace) -> bool:
 
 
 @contextlib.contextmanager
-def _mistakes(prefix: str = ""):
-    """Around what reads or sends what the user named: its errors say what the user can mend."""
+def _mistakes(prefix: str = "", advice: dict[str, str] | None = None):
+    """Around what reads or sends what the user named: its errors say what the user can mend, with the `ADVICE` in the
+    words of the command line, that of the verb first."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HTTPError, StrictDataclassError  # the former of the library it speaks HTTP with
     from safetensors import SafetensorError
@@ -793,7 +840,10 @@ def _mistakes(prefix: str = ""):
     try:
         yield
     except (*kinds, HTTPError) as error:
-        raise Mistake(f"{prefix}{error}" if str(error) else f"{prefix}{type(error).__name__}") from error
+        message = str(error) or type(error).__name__
+        for library, command_line in ((advice or {}) | ADVICE).items():
+            message = message.replace(library, command_line)
+        raise Mistake(prefix + message) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -886,7 +936,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
     def corpus(sub: argparse.ArgumentParser, use: str) -> None:
-        sub.add_argument("corpus", metavar="CORPUS", help='"digits", dataset id on the Hub, .parquet file or folder')
+        sub.add_argument(
+            "corpus",
+            metavar="CORPUS",
+            help='"digits" (images), "espeak" (speech), dataset id on the Hub, .parquet file or folder',
+        )
         options = sub.add_argument_group("corpus")
         options.add_argument("--split", default="validation", help=f"split to {use}")
         options.add_argument(
@@ -937,7 +991,8 @@ def _parser() -> argparse.ArgumentParser:
     corpus(evaluate, "measure; train serves the baselines")
     texts = evaluate.add_argument_group(
         "corpus of a text model",
-        "CORPUS has the texts. What is not given is as in the training of the model if that was on these texts.",
+        'CORPUS has the texts; "docstrings" is embedded. What is not given is as in the training of the model if that '
+        "was on these texts.",
     )
     texts.add_argument("--summaries", metavar="CORPUS", help="summaries of other texts; of the same corpus by default")
     texts.add_argument("--validation", metavar="CORPUS", help="pairs to measure with; of the same corpus by default")
@@ -965,7 +1020,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num_target_clips",
         type=_whole_number,
         metavar="N",
-        help="clips that a voice is taken from, averaged; 1 when not given",
+        help="clips that a voice is taken from, averaged; when not given, as in the training of the model, else 1",
     )
     evaluate.add_argument(
         "--num_importance_samples",
@@ -1050,7 +1105,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("targets", nargs="+", metavar="TARGET", help="recording of the voice, whatever it says")
     model(convert, flag=True)
     convert.add_argument("--downmix", action="store_true", help="average the channels of stereo recordings")
-    convert.add_argument("--picture", metavar="PATH", help="also draw source, target and result as log-mels")
+    convert.add_argument(
+        "--picture",
+        metavar="PATH",
+        help=f"also draw source, first target and result as log-mels: {', '.join(PICTURE_SUFFIXES)}",
+    )
     output(convert, None, f"recording to write: {', '.join(AUDIO_SUFFIXES)}")
 
     publish = verb("publish", _publish, "upload a model folder, with its card and code, to the Hub")

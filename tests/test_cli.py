@@ -138,6 +138,33 @@ def test_evaluate_holds_out_the_rows_that_training_held_out(trained, inside, cap
     assert rows_of_validation(capsys, folder, str(other))[0] == rows(0.1)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_evaluate_knows_the_corpus_of_a_published_record_by_its_name(trained, moved, capsys, tmp_path):
+    published = {"dataset": "corpus.parquet", "image_column": "image"}
+    folder, corpus = trained("final", **published)
+    if not moved:  # the run beside it knows more
+        trained("best", inside=False, image_column="image")
+    message = fail(capsys, "evaluate", str(folder), corpus, "--validation_fraction", "0.3")
+    assert "with --validation_fraction 0.2: with 0.3" in message
+    held_out = len(load_corpus(corpus, validation_fraction=0.2)["validation"])
+    assert rows_of_validation(capsys, folder, corpus)[0] == held_out
+    if not moved:  # so other files of that name are others
+        (tmp_path / "other").mkdir()
+        other = shutil.copyfile(corpus, tmp_path / "other" / "corpus.parquet")
+        assert rows_of_validation(capsys, folder, str(other))[0] < held_out
+
+
+def test_evaluate_of_final_finds_the_corpora_of_the_run(trained, tmp_path):
+    arguments = {"summaries": str(tmp_path / "summaries.parquet"), "seed": 3}
+    folder, corpus = trained("final", dataset="corpus.parquet", summaries="summaries.parquet", seed=3)
+    trained("best", inside=False, **arguments)
+    found = cli._training_of(cli._parser().parse_args(["evaluate", str(folder), corpus]))
+    assert found["summaries"] == arguments["summaries"] and found["dataset"] == corpus
+    trained("best", inside=False, **{**arguments, "seed": 4})  # of another run
+    found = cli._training_of(cli._parser().parse_args(["evaluate", str(folder), corpus]))
+    assert found["summaries"] == "summaries.parquet" and found["seed"] == 3
+
+
 def test_evaluate_reads_the_columns_that_training_read(trained, capsys, monkeypatch, tmp_path):
     folder, corpus = trained(label_column="none", image_column="image", validation_fraction=0.1)
     monkeypatch.chdir(tmp_path)  # the same file by another name
@@ -387,7 +414,8 @@ def speech_models(tmp_path_factory):
 def test_evaluate_measures_a_voice_converter(speech_models, speakers, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
     folder = shutil.copytree(speech_models["converter"], tmp_path / "run" / "final")
-    arguments = {"dataset": speakers, "validation_fraction": 0.4, "held_out_speakers": ["cat"], "seed": 7}
+    arguments = {"validation_fraction": 0.4, "held_out_speakers": ["cat"], "seed": 7, "num_target_clips": 2}
+    arguments["dataset"] = Path(speakers).name  # as published
     (folder / "run.json").write_text(json.dumps({"command": "python train.py", "arguments": arguments}))
     argv = ["evaluate", str(folder), speakers, "--seed", "1", "--num_pairs", "5", "--pictures", str(tmp_path)]
     assert cli.main(argv) == 0
@@ -395,6 +423,7 @@ def test_evaluate_measures_a_voice_converter(speech_models, speakers, tmp_path, 
     result = json.loads((folder / "metrics.json").read_text())
     assert "as in training: --validation_fraction 0.4" in printed.err and "--held_out_speakers cat" in printed.err
     assert "| converted " in printed.out and f"{result['metrics']['target_speaker']:.6g}" in printed.out
+    assert "as in training: --num_target_clips 2" in printed.err and result["settings"]["num_target_clips"] == 2
     assert result["seed"] == 1 and result["corpus"]["unseen_rows"] == 7 and result["corpus"]["speakers"] == 2
     assert result["corpus"]["rows"] + result["corpus"]["train_rows"] == 14
     assert "word_judge" in result["not_measured"] and "seen_to_unseen_closer" in result["metrics"]
@@ -411,6 +440,16 @@ def test_evaluate_measures_codes_of_speech(speech_models, speakers, tmp_path, ca
     result = json.loads(output.read_text())
     assert result["name"] == "speech_vqvae" and result["corpus"]["rows"] + result["corpus"]["train_rows"] == 21
     assert "code_usage" in result["metrics"] and "code_usage" in printed
+
+
+def test_bad_audio_of_a_corpus_is_told_with_flags(speech_models, speakers, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_AUTOENCODERS_CACHE", str(tmp_path / "cache"))
+    corpus = shutil.copytree(speakers, tmp_path / "corpus")
+    argv = ["encode", speech_models["converter"], str(corpus), "--split", "train", "-o", str(tmp_path / "encoded")]
+    soundfile.write(corpus / "ann" / "0.wav", np.zeros((900, 2)), 8000)
+    soundfile.write(corpus / "ann" / "1.wav", np.zeros((900, 2)), 8000)
+    message = fail(capsys, *argv, "--validation_fraction", "0.01")
+    assert "leave such rows out with --skip_bad_audio" in message and "Average them first" in message
 
 
 def test_evaluate_of_speech_refuses_flags_of_other_kinds(speech_models, speakers, folders, capsys):
@@ -463,10 +502,25 @@ def test_convert_voice_writes_a_recording(speech_models, speakers, tmp_path, cap
     assert drawn.width > 3 * 16 and drawn.height > 80
 
 
+def test_targets_without_a_voice_are_told(speech_models, speakers, tmp_path, capsys):
+    good = f"{speakers}/ann/0.wav"
+    soundfile.write(tmp_path / "silent.wav", np.zeros(900), 8000)
+    soundfile.write(tmp_path / "short.wav", 0.1 * np.sin(np.arange(400)), 8000)
+    targets = [str(tmp_path / "silent.wav"), str(tmp_path / "short.wav"), good]
+    argv = ["--model", speech_models["converter"], "-o", str(tmp_path / "out.wav")]
+    assert cli.main(["convert-voice", good, *targets, *argv]) == 0
+    told = capsys.readouterr().err
+    assert f"{targets[0]} is silent" in told and f"{targets[1]} lasts 0.05 seconds: too short" in told
+    assert cli.main(["convert-voice", targets[0], good, *argv]) == 0  # of a source it is no matter
+    assert "silent" not in capsys.readouterr().err
+
+
 def test_mistakes_of_convert_voice_are_told(speech_models, speakers, folders, tmp_path, capsys):
     good, output = f"{speakers}/ann/0.wav", str(tmp_path / "out.wav")
     model = ["--model", speech_models["converter"]]
     bad = {"stereo": np.zeros((900, 2)), "nan": np.full(900, np.nan), "empty": np.zeros(0)}
+    bad["loud"] = np.linspace(0, 20000, 900)
+    (tmp_path / "folder.wav").mkdir()
     for name, waveform in bad.items():
         soundfile.write(tmp_path / f"{name}.wav", waveform, 8000, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no recording")
@@ -474,7 +528,9 @@ def test_mistakes_of_convert_voice_are_told(speech_models, speakers, folders, tm
         ("stereo", "2 channels, expected one. To average them, use --downmix"),
         ("nan", "NaN or infinite"),
         ("empty", "empty"),
-        ("text", "cannot be read"),
+        ("loud", "got values up to 20000. Scale the recording to [-1, 1]."),
+        ("folder", "is a folder"),
+        ("text", "cannot be read: its content is no audio that libsndfile knows. Expected"),
         ("missing", "no audio file"),
     ):
         path = str(tmp_path / f"{name}.wav")
@@ -486,6 +542,14 @@ def test_mistakes_of_convert_voice_are_told(speech_models, speakers, folders, tm
     assert f"{good} is an input, too" in message
     message = fail(capsys, "convert-voice", good, good, *model, "-o", str(tmp_path / "out.txt"))
     assert "expected a file that ends in .wav, .flac, .ogg" in message
+    new = str(tmp_path / "new.wav")
+    for picture, words in (
+        (str(tmp_path / "picture.txt"), "expected a picture that ends in .png"),
+        (good, f"{good} is an input, too"),
+        (new, f"{new} is the output, too"),
+    ):
+        assert words in fail(capsys, "convert-voice", good, good, *model, "-o", new, "--picture", picture)
+    assert not Path(new).exists()
     message = fail(capsys, "convert-voice", good, good, "--model", folders["vae"], "-o", output)
     assert "holds a VAEModel: expected an auto-encoder of speech" in message
     broken = shutil.copytree(speech_models["converter"], tmp_path / "broken")
