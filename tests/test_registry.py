@@ -21,7 +21,7 @@ def test_rows_name_things_that_exist():
             assert variant.processor_class().__name__ == variant.processor.split(".")[1]
         else:
             assert variant.processor_class() is None and variant.processor_auto_class == "AutoTokenizer"
-        assert variant.title and variant.modality in ("image", "text")
+        assert variant.title and variant.modality in ("image", "audio", "text")
         for auto_class, head in variant.head_classes().items():
             assert hasattr(transformers, auto_class)
             assert head.config_class is config_class and head.base_model_prefix == model_class.base_model_prefix
@@ -48,7 +48,9 @@ def test_public_names():
 def test_get_variant():
     for variant in VARIANTS.values():
         assert get_variant(variant.name) is get_variant(variant.model_type) is variant
-    with pytest.raises(ValueError, match="unknown variant 'gan': expected one of autoencoder, vae, vqvae, seq2seq2seq"):
+    with pytest.raises(
+        ValueError, match="unknown variant 'gan': expected one of autoencoder, vae, vqvae, seq2seq2seq, "
+    ):
         get_variant("gan")
 
 
@@ -70,6 +72,11 @@ ORDERS = {
     "the processor's module first": (
         "from hf_autoencoders.models.image_processing_autoencoder import AutoencoderImageProcessor"
     ),
+    "the feature extractor's module first": (
+        "from hf_autoencoders.models.feature_extraction_speech import SpeechFeatureExtractor"
+    ),
+    "a speech model's module first": "from hf_autoencoders.models.modeling_speech_vqvae import SpeechVQVAEModel",
+    "AutoFeatureExtractor first": "from transformers import AutoFeatureExtractor, AutoModel\nimport hf_autoencoders",
     "a text model's module first": "from hf_autoencoders.models.pointer_t5 import PointerT5ForConditionalGeneration",
     "a name of the package first": "from hf_autoencoders import AutoencoderForImageClassification",
 }
@@ -78,12 +85,21 @@ KNOWN = """
     from hf_autoencoders import VARIANTS
     t5 = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 1}
     small = {"image": {"hidden_sizes": (4,)}, "text": {"summarizer": t5, "reconstructor": t5}}
+    small["audio"] = {"hidden_size": 4, "num_mel_bins": 4}
     for model_type, variant in VARIANTS.items():
         config = transformers.AutoConfig.for_model(model_type, **small[variant.modality])
         assert type(config) is variant.config_class()
         assert type(transformers.AutoModel.from_config(config)) is variant.model_class()
         for auto_class, head in variant.head_classes().items():
             assert type(getattr(transformers, auto_class).from_config(config)) is head
+        if variant.modality == "audio":
+            auto = transformers.models.auto
+            for mapping in (
+                auto.feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING,
+                auto.processing_auto.PROCESSOR_MAPPING,
+            ):
+                assert mapping[type(config)] is variant.processor_class()
+            continue
         if not variant.processor:
             continue
         processors = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING[type(config)]
