@@ -20,6 +20,8 @@ from hf_autoencoders.publishing import save_for_hub
 
 TOKEN, READ_TOKEN, OTHER_TOKEN = "alice-token-0123456789", "alice-reads-0123456789", "bob-token-0123456789"
 
+SPEECH = ("voice_conversion", "speech_vqvae")
+
 PUBLISH = """
 import logging
 logging.basicConfig(level=logging.DEBUG)  # whatever the client has to say must not hold the token
@@ -99,7 +101,8 @@ LOAD = """
 import torch
 from safetensors.torch import load_file
 from huggingface_hub import HfApi, hf_hub_download
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForAudioTokenization
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 def equal(model, folder):
     expected = load_file(f"{folder}/expected.st")
@@ -123,6 +126,15 @@ for name in ("seq2seq2seq", "pushed-text"):
     inputs = tokenizer(args["sentences"], padding=True, return_tensors="pt")
     codes = model.generate(**inputs, num_words=3, num_beams=4)
     answer[name] = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (codes, model.reconstruct(codes))]
+for name, folder in args["speech"].items():
+    extractor = AutoFeatureExtractor.from_pretrained(f"alice/{name}", trust_remote_code=True)
+    model = AutoModel.from_pretrained(f"alice/{name}", trust_remote_code=True)
+    if name == "speech_vqvae":
+        model = AutoModelForAudioTokenization.from_pretrained(f"alice/{name}", trust_remote_code=True)
+    assert {type(one).__module__.partition(".")[0] for one in (extractor, model)} == {"transformers_modules"}
+    expected = load_file(f"{folder}/expected.st")
+    features = extractor(expected["waveform"], sampling_rate=8000, return_tensors="pt").input_features
+    answer[name] = torch.equal(model.convert(features, features), expected["features"])
 for name in args["folders"]:
     AutoImageProcessor.from_pretrained(f"alice/{name}", trust_remote_code=True)
     if name != "autoencoder":
@@ -155,7 +167,10 @@ answer["cured"] = weights(force_download=True) == original
 """
 
 OFFLINE = """
-from transformers import AutoImageProcessor, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+for name in ("voice_conversion", "speech_vqvae"):
+    AutoFeatureExtractor.from_pretrained(f"alice/{name}", trust_remote_code=True)
+    AutoModel.from_pretrained(f"alice/{name}", trust_remote_code=True)
 AutoTokenizer.from_pretrained("alice/seq2seq2seq", trust_remote_code=True)
 AutoModelForSeq2SeqLM.from_pretrained("alice/seq2seq2seq", trust_remote_code=True)
 for name in ("autoencoder", "vae", "vqvae"):
@@ -181,6 +196,18 @@ def folders(tmp_path_factory):
             folders[variant.name] = save_for_hub(
                 model, base / variant.name, processor=tiny.tokenizer(), metrics=metrics
             )
+            continue
+        if variant.modality == "audio":
+            model = tiny.model(tiny.FIRST[variant.name], seed)
+            extractor = tiny.feature_extractor(model.config)
+            folder = save_for_hub(
+                model, base / variant.name, processor=extractor, metrics={"metrics": {"reconstruction_error": 0.25}}
+            )
+            folders[variant.name] = folder
+            waveform = torch.linspace(0, 300, 1000).sin()
+            features = extractor(waveform, sampling_rate=8000, return_tensors="pt").input_features
+            expected = {"waveform": waveform, "features": model.convert(features, features)}
+            save_file({name: value.contiguous() for name, value in expected.items()}, folder / "expected.st")
             continue
         config = variant.config_class()(image_size=12, hidden_sizes=(8, 8))
         model = variant.model_class()(config).eval()
@@ -226,8 +253,14 @@ def loaded(hub, folders, published, tmp_path_factory):
         hub.add_fault(kind, f"/lfs/{sha}/*")
     drop = hub.repos["models", "alice/vae"].tree("main")["model.safetensors"]["lfs"]
     hub.add_fault("drop", f"/lfs/{drop}/*", after=1000)
-    models = {name: folder for name, folder in folders.items() if name not in ("classifier", "seq2seq2seq")}
-    arguments = {"folders": models, "sentences": tiny.SENTENCES, "classifier": folders["classifier"], "token": TOKEN}
+    models = {name: folder for name, folder in folders.items() if name not in ("classifier", "seq2seq2seq", *SPEECH)}
+    arguments = {
+        "folders": models,
+        "speech": {name: folders[name] for name in SPEECH},
+        "sentences": tiny.SENTENCES,
+        "classifier": folders["classifier"],
+        "token": TOKEN,
+    }
     arguments["revisions"] = published["revisions"]
     hub.log.clear()
     answer = run_python(WITHOUT_PACKAGE + LOAD, home, hub.env(None, home / "hf"), arguments)
@@ -239,6 +272,12 @@ CODE = {
     "vae": {"configuration_vae.py", "modeling_vae.py"},
     "vqvae": {"configuration_vqvae.py", "modeling_vqvae.py"},
     "seq2seq2seq": {"configuration_seq2seq2seq.py", "modeling_seq2seq2seq.py"},
+    "voice_conversion": {
+        "configuration_speech.py",
+        "configuration_voice_conversion.py",
+        "modeling_voice_conversion.py",
+    },
+    "speech_vqvae": {"configuration_speech.py", "configuration_speech_vqvae.py", "modeling_speech_vqvae.py"},
 }
 EVERYWHERE = {".gitattributes", "README.md", "config.json", "model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
@@ -249,13 +288,14 @@ def test_exactly_these_files_are_pushed(published, name):
     """No pickle, no checkpoint, no file that loading does not need; the parts that all variants share, and its own."""
     files = set(published[name]["files"])
     code = {file for file in files if file.endswith(".py")}
-    text = VARIANTS[f"hfae_{name}"].modality == "text"
-    processor = {*TOKENIZER, "generation_config.json"} if text else {"preprocessor_config.json"}
+    modality = VARIANTS[f"hfae_{name}"].modality
+    processor = {*TOKENIZER, "generation_config.json"} if modality == "text" else {"preprocessor_config.json"}
     assert files - code == EVERYWHERE | {"metrics.json"} | processor
     assert {file for file in code if file.startswith(("configuration_", "modeling_"))} == CODE[name] | {
         "configuration_base.py"
     }
-    assert ("image_processing_autoencoder.py" in code) != text
+    assert ("image_processing_autoencoder.py" in code) == (modality == "image")
+    assert ("feature_extraction_speech.py" in code) == (modality == "audio")
     assert set(published["saved"]) == set(published["pushed"])
     assert set(published["pushed"]) == set(published["autoencoder"]["files"]) - {"metrics.json"}
 
@@ -329,7 +369,7 @@ def test_same_summaries_with_and_without_the_package(published, loaded, folders)
     assert by_pipeline == [" ".join(summary.split()) for summary in summaries]
 
 
-@pytest.mark.parametrize("name", ["vae", "vqvae", "pushed"])
+@pytest.mark.parametrize("name", ["vae", "vqvae", "voice_conversion", "speech_vqvae", "pushed"])
 def test_loads_by_name_without_the_package(loaded, name):
     assert loaded[name] is True
 

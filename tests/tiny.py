@@ -179,7 +179,7 @@ def clips(config, batch_size: int = 6, seed: int = 1, frames: int = 11) -> tuple
     """Random features `(batch_size, frames, num_mel_bins)` that vary slowly, and the mask of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch_size, config.num_mel_bins, (frames + 2) // 3 + 1, generator=generator)
-    features = torch.nn.functional.interpolate(coarse, size=frames, mode="linear").mT
+    features = torch.nn.functional.interpolate(coarse, size=frames, mode="linear").mT.contiguous()
     lengths = torch.randint(1, frames + 1, (batch_size,), generator=generator)
     lengths[0] = frames
     mask = (torch.arange(frames) < lengths[:, None]).long()
