@@ -12,12 +12,13 @@ from hf_autoencoders import VARIANTS, publishing
 
 CHILD = """
 import torch
-INPUTS = ("pixel_values", "input_ids", "attention_mask")
+INPUTS = ("pixel_values", "input_features", "speaker_features", "input_ids", "attention_mask")
 from pathlib import Path
 from PIL import Image
 from safetensors.torch import load_file
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
+from transformers import pipeline
 
 def check(folder, auto_class):
     expected = load_file(f"{folder}/expected.st")
@@ -29,6 +30,9 @@ def check(folder, auto_class):
         if "input_ids" in inputs:
             outputs = {"summary_ids": model.generate(**inputs, num_words=3, num_beams=2)}
             outputs["text_ids"] = model.reconstruct(outputs["summary_ids"])
+        elif "input_features" in inputs:
+            outputs = model(**inputs, return_loss=False)
+            outputs["converted"] = model.convert(**inputs)
         else:
             outputs = model(**inputs, return_loss=False) if auto_class == "AutoModel" else model(**inputs)
     for name, value in expected.items():
@@ -45,6 +49,16 @@ for folder, auto_class in args["models"]:
         ids = processor(args["sentence"], return_tensors="pt").input_ids
         assert ids.tolist() == [args["sentence_ids"]]
         assert processor.decode(ids[0], skip_special_tokens=True) == args["sentence"]
+    elif "input_features" in inputs:
+        check(folder, "AutoModel")
+        processor_class = AutoFeatureExtractor
+        processor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+        assert type(processor).__module__.startswith("transformers_modules.")
+        assert type(AutoProcessor.from_pretrained(folder, trust_remote_code=True)).__name__ == type(processor).__name__
+        waveform = torch.tensor(args["waveform"])
+        processed = processor(waveform, sampling_rate=config.sampling_rate, return_tensors="pt").input_features
+        assert torch.equal(processed[0], torch.tensor(args["features"])), "of another feature extractor"
+        assert len(processor.to_waveform(model.convert(processed, processed))[0]) > 0
     else:
         processor_class = AutoImageProcessor
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -92,11 +106,17 @@ def models():
         yield name, "AutoModel", tiny.model(name)
     for name in tiny.TEXT_NAMES:
         yield name, "AutoModelForSeq2SeqLM", tiny.model(name)
+    for name in tiny.SPEECH_NAMES:
+        heads = VARIANTS[f"hfae_{name.partition('-')[0]}"].heads
+        yield name, next(iter(heads), "AutoModel"), tiny.model(name)
     for variant in VARIANTS.values():
         for auto_class, model_class in variant.head_classes().items():
             if model_class is variant.model_class():
                 continue
             yield f"{variant.name}-{auto_class}", auto_class, model_class(tiny.config(tiny.FIRST[variant.name])).eval()
+
+
+NOT_ASKED = ("target_ids", "content_features", "speaker_attention_mask", "speaker_ids")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +125,7 @@ def saved(tmp_path_factory, root):
     base = tmp_path_factory.mktemp("remote-code")
     folders = []
     for name, auto_class, model in models():
-        inputs = {key: value for key, value in tiny.inputs(model.config).items() if key != "target_ids"}
+        inputs = {key: value for key, value in tiny.inputs(model.config).items() if key not in NOT_ASKED}
         folder = base / name
         model.save_pretrained(folder)
         with torch.no_grad():
@@ -113,21 +133,31 @@ def saved(tmp_path_factory, root):
                 tiny.tokenizer().save_pretrained(folder)
                 outputs = {"summary_ids": model.generate(**inputs, num_words=3, num_beams=2)}
                 outputs["text_ids"] = model.reconstruct(outputs["summary_ids"])
+            elif "input_features" in inputs:
+                tiny.feature_extractor(model.config).save_pretrained(folder)
+                outputs = model(**inputs, return_loss=False)
+                outputs["converted"] = model.convert(**inputs)
             else:
                 outputs = model(**inputs, return_loss=False) if auto_class == "AutoModel" else model(**inputs)
         tensors = {name: value.clone() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-        save_file({**inputs, **tensors}, folder / "expected.st")
+        tensors = {name: value.contiguous() for name, value in {**tensors, **inputs}.items()}
+        save_file(tensors, folder / "expected.st")
         folders.append((str(folder), auto_class))
     sentence = tiny.SENTENCES[0]
     arguments = {"models": folders, "root": str(root), "sentence": sentence}
     arguments["sentence_ids"] = tiny.tokenizer()(sentence).input_ids
+    config = tiny.config(tiny.SPEECH_NAMES[0])
+    arguments["waveform"] = torch.linspace(0, 300, 1000).sin().tolist()
+    inputs = tiny.feature_extractor(config)(arguments["waveform"], sampling_rate=config.sampling_rate)
+    arguments["features"] = inputs["input_features"][0].tolist()
     run_python(WITHOUT_PACKAGE + CHILD, base / "child", arguments=arguments)
     return base
 
 
 def test_loads_trains_and_saves_without_the_package(saved):
-    """Outputs (of text models: summaries and what is restored from them) equal bit for bit, by AutoConfig, AutoModel,
-    every head's Auto class, AutoImageProcessor and AutoTokenizer."""
+    """Outputs (of text models: summaries and what is restored from them; of speech models: conversions, too) equal bit
+    for bit, by AutoConfig, AutoModel, every head's Auto class, AutoImageProcessor, AutoTokenizer, AutoFeatureExtractor
+    and AutoProcessor."""
     assert {path.name for path in saved.glob("*-again")} == {f"{name}-again" for name, _, _ in models()}
 
 
@@ -141,7 +171,10 @@ def test_saved_again_is_complete(saved, name):
     ]
     folders = (saved / name, saved / f"{name}-again")
     first, again = (json.loads((folder / "config.json").read_text())["auto_map"] for folder in folders)
-    assert {**again, **{key: value for key, value in first.items() if key == "AutoImageProcessor"}} == first
+    assert {
+        **again,
+        **{key: value for key, value in first.items() if key == "AutoImageProcessor"},
+    } == first  # it is in its own file
 
 
 def test_foreign_classes_are_published(saved):
