@@ -520,7 +520,7 @@ class EncodeDecodeSpeech(torch.nn.Module):
         return self.model.decode(encoded.latents, voice, attention_mask)
 
 
-@pytest.mark.parametrize("name", tiny.SPEECH_NAMES)
+@pytest.mark.parametrize("name", ["voice_conversion-none", "voice_conversion-kl", "speech_vqvae-residual"])
 def test_export_of_speech_with_dynamic_batch_and_length(name):
     model = trained(name)
     features, mask = tiny.clips(model.config, 3, frames=11)

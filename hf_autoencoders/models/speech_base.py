@@ -213,12 +213,13 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
             if not torch.is_tensor(value) or not value.is_floating_point():
                 kind = value.dtype if torch.is_tensor(value) else type(value).__name__
                 raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
-            if value.ndim != rank or value.shape[-1] != size or len(value) != len(latents):
+            if value.ndim != rank or value.shape[-1] != size or value.shape[0] != latents.shape[0]:
                 sizes = f"batch_size, latent frames, {size}" if rank == 3 else f"{len(latents)}, {size}"
                 raise ValueError(f"{name} must have shape ({sizes}), got {tuple(value.shape)}")
-        if attention_mask is not None and (attention_mask.ndim != 2 or len(attention_mask) != len(latents)):
+        batch_size = latents.shape[0]  # len() is a constant to torch.export
+        if attention_mask is not None and (attention_mask.ndim != 2 or attention_mask.shape[0] != batch_size):
             raise ValueError(
-                f"attention_mask must have shape ({len(latents)}, frames), got {tuple(attention_mask.shape)}"
+                f"attention_mask must have shape ({batch_size}, frames), got {tuple(attention_mask.shape)}"
             )
         frames = attention_mask.shape[-1] if attention_mask is not None else num_frames
         frames = latents.shape[1] * config.downsampling if frames is None else frames
@@ -228,7 +229,7 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
                 f"{latents.shape[1] * config.downsampling} frames of features, got {frames} of them"
             )
         dtype = self.content_encoder.output.weight.dtype
-        mask = latents.new_ones((len(latents), 1, frames), dtype=dtype)
+        mask = latents.new_ones((batch_size, 1, frames), dtype=dtype)
         if attention_mask is not None:
             mask = mask * attention_mask.unsqueeze(1).to(dtype)
         return self._decode(latents.to(dtype).mT, mask, speaker_embeddings.to(dtype)).mT
@@ -260,8 +261,8 @@ class PreTrainedSpeechAutoencoder(PreTrainedAutoencoder):
             raise ValueError("convert needs the voice to convert to: either speaker_features or speaker_embeddings")
         if speaker_embeddings is None:
             speaker_embeddings = self.encode_speaker(speaker_features, speaker_attention_mask)
-        if len(speaker_embeddings) == 1:
-            speaker_embeddings = speaker_embeddings.expand(len(input_features), -1)
+        if speaker_embeddings.shape[0] == 1:
+            speaker_embeddings = speaker_embeddings.expand(input_features.shape[0], -1)
         latents = self.encode(input_features, attention_mask, return_dict=True).latents
         return self.decode(latents, speaker_embeddings, attention_mask, input_features.shape[1])
 
