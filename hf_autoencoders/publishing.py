@@ -38,7 +38,7 @@ CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # what `AutoTokenizer` needs
 TOKENIZER_FILES = (*TOKENIZER, "special_tokens_map.json")  # the last one of versions of transformers before 5
-METRICS, RUN, RECIPE = "metrics.json", "run.json", "recipe.yaml"
+METRICS, RUN, RECIPE, LATENT_REPORT = "metrics.json", "run.json", "recipe.yaml", "latent_report.md"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
     "reconstructions.png": "Validation images (above) and their reconstructions (below).",
@@ -477,6 +477,12 @@ def card_template(variant: Variant) -> str:
     )
 
 
+def _latent_report(folder: Path) -> str:
+    """What a report of the latents, if one lies in the folder, says of them in Markdown."""
+    file = folder / LATENT_REPORT
+    return file.read_text("utf-8").strip() + "\n" if file.is_file() else ""
+
+
 def write_card(folder: str | os.PathLike, *, model_id: str | None = None, tags: Sequence[str] = ()) -> None:
     """Write, or write again, the `README.md` of a model folder; one that is not ours, or was edited, stays as it is.
 
@@ -528,6 +534,7 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         corpus=_corpus(metrics, run).get("name", ""),
         tokenizer=all((folder / name).is_file() for name in TOKENIZER),
         feature_extractor=(folder / PROCESSOR).is_file(),
+        latent_report=_latent_report(folder),
         pictures="".join(
             f"![{text}]({name})\n\n*{text}*\n\n" for name, text in PICTURES.items() if (folder / name).is_file()
         ),

@@ -26,12 +26,13 @@ class Variant:
     """One row of the table.
 
     Args:
-        name: short name; files are called after it (`modeling_<name>.py`, `train_<name>.py`, `model_cards/<name>.md`).
+        name: short name; recipes and card are called after it (`recipes/<name>_*.yaml`, `model_cards/<name>.md`).
         title: what a reader calls it.
         config, model: `"module.Class"` in the models folder.
         processor: likewise; None where it is a class of transformers, as the tokenizers are.
         heads: Auto class in `transformers` -> `"module.Class"`, beside `AutoModel`.
         modality: `"image"`, `"audio"` or `"text"`.
+        family: close kin that share their files (`modeling_<family>.py`, `train_<family>.py`); its own when not given.
     """
 
     name: str
@@ -41,6 +42,10 @@ class Variant:
     processor: str | None = None
     heads: dict[str, str] = field(default_factory=dict)
     modality: str = "image"
+    family: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "family", self.family or self.name)
 
     @property
     def model_type(self) -> str:
@@ -96,6 +101,62 @@ VARIANTS: dict[str, Variant] = {
             config="configuration_vae.VAEConfig",
             model="modeling_vae.VAEModel",
             processor=_IMAGE_PROCESSOR,
+        ),
+        Variant(
+            name="beta_vae",
+            title="beta-VAE with a capacity",
+            config="configuration_disentangled_vae.BetaVAEConfig",
+            model="modeling_disentangled_vae.BetaVAEModel",
+            processor=_IMAGE_PROCESSOR,
+            family="disentangled_vae",
+        ),
+        Variant(
+            name="beta_tcvae",
+            title="beta-TC-VAE",
+            config="configuration_disentangled_vae.BetaTCVAEConfig",
+            model="modeling_disentangled_vae.BetaTCVAEModel",
+            processor=_IMAGE_PROCESSOR,
+            family="disentangled_vae",
+        ),
+        Variant(
+            name="factor_vae",
+            title="FactorVAE",
+            config="configuration_disentangled_vae.FactorVAEConfig",
+            model="modeling_disentangled_vae.FactorVAEModel",
+            processor=_IMAGE_PROCESSOR,
+            family="disentangled_vae",
+        ),
+        Variant(
+            name="dip_vae",
+            title="DIP-VAE",
+            config="configuration_disentangled_vae.DIPVAEConfig",
+            model="modeling_disentangled_vae.DIPVAEModel",
+            processor=_IMAGE_PROCESSOR,
+            family="disentangled_vae",
+        ),
+        Variant(
+            name="categorical_autoencoder",
+            title="Categorical auto-encoder",
+            config="configuration_discrete_autoencoder.CategoricalAutoencoderConfig",
+            model="modeling_discrete_autoencoder.CategoricalAutoencoderModel",
+            processor=_IMAGE_PROCESSOR,
+            family="discrete_autoencoder",
+        ),
+        Variant(
+            name="binary_autoencoder",
+            title="Binary auto-encoder",
+            config="configuration_discrete_autoencoder.BinaryAutoencoderConfig",
+            model="modeling_discrete_autoencoder.BinaryAutoencoderModel",
+            processor=_IMAGE_PROCESSOR,
+            family="discrete_autoencoder",
+        ),
+        Variant(
+            name="joint_vae",
+            title="JointVAE",
+            config="configuration_discrete_autoencoder.JointVAEConfig",
+            model="modeling_discrete_autoencoder.JointVAEModel",
+            processor=_IMAGE_PROCESSOR,
+            family="discrete_autoencoder",
         ),
         Variant(
             name="vqvae",

@@ -318,7 +318,7 @@ def test_evaluation_is_deterministic_and_changes_nothing(name):
     torch.manual_seed(99)
     assert_equal_outputs(first, model(**inputs))
     if "pixel_values" in inputs:
-        encoded = model.encode(**inputs)
+        encoded = model.encode(inputs["pixel_values"])
         assert torch.equal(model.decode(encoded.latents), first.reconstruction)
     elif "input_features" in inputs:
         mask = inputs["attention_mask"]
@@ -340,7 +340,7 @@ def test_encoding_never_trains(name):
     before = copy.deepcopy(model)
     inputs = tiny.inputs(model.config)
     if "pixel_values" in inputs:
-        model.decode(model.encode(**inputs).latents)
+        model.decode(model.encode(inputs["pixel_values"]).latents)
     elif "input_features" in inputs:
         voice = model.encode_speaker(inputs["speaker_features"], inputs["speaker_attention_mask"])
         encoded = model.encode(inputs["input_features"], inputs["attention_mask"])
@@ -387,13 +387,24 @@ def trainer(model, folder, **arguments):
     return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:8])
 
 
-# The moving averages of a codebook take every forward pass in, so micro-batches do differ from one batch there.
-ACCUMULATING = {**tiny.FIRST, "vqvae": "vqvae-fsq", "speech_vqvae": "speech_vqvae-gradient"}
+# The moving averages of a codebook take every forward pass in, so micro-batches do differ from one batch there. What
+# relates the images of a batch to each other differs, too: those variants are here without, or with a weight of 0.
+ACCUMULATING = {
+    **{name: (row, {}) for name, row in tiny.FIRST.items()},
+    "vqvae": ("vqvae-fsq", {}),
+    "speech_vqvae": ("speech_vqvae-gradient", {}),
+    "beta_vae": ("beta_vae-resnet", {}),
+    "beta_tcvae": ("beta_tcvae-mlp", {}),
+    "categorical_autoencoder": ("categorical_autoencoder-conv", {"temperature_decay_steps": 0}),
+    "dip_vae": ("dip_vae-aggregate", {"off_diagonal_weight": 0, "diagonal_weight": 0}),
+    "joint_vae": ("joint_vae-conv", {"max_continuous_capacity": 0, "max_discrete_capacity": 0}),
+}
+del ACCUMULATING["factor_vae"]  # exchanges latents between the images of a batch, whatever the weight
 
 
-@pytest.mark.parametrize("name", ACCUMULATING.values(), ids=list(ACCUMULATING))
-def test_trainer_with_gradient_accumulation(name, tmp_path):
-    whole = tiny.model(name)
+@pytest.mark.parametrize(("name", "fields"), ACCUMULATING.values(), ids=list(ACCUMULATING))
+def test_trainer_with_gradient_accumulation(name, fields, tmp_path):
+    whole = tiny.model(name, **fields)
     parts = copy.deepcopy(whole)
     start = copy.deepcopy(whole)
     runs = [
@@ -424,9 +435,17 @@ def test_trainer_evaluates_and_predicts(name, tmp_path):
 
 # ---- torch.compile and torch.export
 
+MLP = {"architecture": "mlp", "hidden_sizes": (8,)}
 COMPILED = {  # as little to compile as shows every kind of state and randomness
     "autoencoder-contractive": {"noise": "masking"},
     "vae-mlp": {},
+    "beta_vae-capacity": MLP,
+    "beta_tcvae-mlp": {"total_correlation_weight": 3.0},
+    "factor_vae-conv": MLP,
+    "dip_vae-aggregate": MLP,
+    "categorical_autoencoder-clustering": {},
+    "binary_autoencoder-mlp": {"sampling": "straight_through_relaxed"},
+    "joint_vae-conv": MLP,
     "vqvae-ema": {"hidden_sizes": (4,)},
     "vqvae-gradient": {"hidden_sizes": (4,), "num_codebooks": 2},
     "voice_conversion-plain": {
@@ -683,6 +702,17 @@ WITHOUT_CHOICE = {  # the same where content is always quantised
     field: ({name: value for name, value in needed.items() if name != "content_bottleneck"}, values)
     for field, (needed, values) in SPEECH.items()
 }
+GAUSSIAN = {  # fields of all auto-encoders with a Gaussian latent vector
+    "latent_size": ({}, (4, 5)),
+    "likelihood": ({}, ("bernoulli", "gaussian")),
+}
+DISCRETE = {  # fields of all auto-encoders with a discrete code
+    "likelihood": ({}, ("bernoulli", "gaussian")),
+    "sampling": ({}, ("straight_through", "relaxed")),
+    "initial_temperature": ({"sampling": "relaxed", "temperature_decay_steps": 4}, (1.0, 2.0)),
+    "final_temperature": ({"sampling": "relaxed"}, (0.5, 0.7)),
+    "temperature_decay_steps": ({"sampling": "relaxed"}, (2, 4)),
+}
 # variant -> field -> (other fields needed to see it, two values). Every field of a configuration has to be here.
 EFFECTS = {
     "voice_conversion": {
@@ -703,12 +733,55 @@ EFFECTS = {
         "contractive_weight": ({}, (0.1, 0.2)),
     },
     "vae": {
-        "latent_size": ({}, (4, 5)),
-        "likelihood": ({}, ("bernoulli", "gaussian")),
+        **GAUSSIAN,
         "beta": ({}, (1.0, 2.0)),
         "kl_warmup_steps": ({}, (4, 8)),
         "free_bits": ({}, (0.0, 0.5)),
         "num_posterior_samples": ({}, (1, 3)),
+    },
+    "categorical_autoencoder": {
+        **DISCRETE,
+        "num_categories": ({}, (5, 4)),
+        "num_variables": ({}, (1, 2)),
+        "beta": ({}, (1.0, 2.0)),
+        "mutual_information_weight": ({}, (0.0, 1.0)),
+        "consistency_weight": ({}, (0.5, 1.0)),
+    },
+    "binary_autoencoder": {**DISCRETE, "num_bits": ({}, (5, 4)), "beta": ({}, (1.0, 2.0))},
+    "joint_vae": {
+        **DISCRETE,
+        "latent_size": ({}, (4, 5)),
+        "num_categories": ({}, (5, 4)),
+        "num_variables": ({}, (1, 2)),
+        "capacity_weight": ({}, (1.0, 2.0)),
+        "max_continuous_capacity": ({"capacity_warmup_steps": 0}, (1.0, 2.0)),
+        "max_discrete_capacity": ({"capacity_warmup_steps": 0}, (0.1, 0.2)),
+        "capacity_warmup_steps": ({}, (2, 4)),
+    },
+    "beta_vae": {
+        **GAUSSIAN,
+        "capacity_weight": ({}, (1.0, 2.0)),
+        "max_capacity": ({}, (1.0, 2.0)),
+        "capacity_warmup_steps": ({}, (2, 4)),
+    },
+    "beta_tcvae": {
+        **GAUSSIAN,
+        "mutual_information_weight": ({}, (1.0, 2.0)),
+        "total_correlation_weight": ({}, (1.0, 2.0)),
+        "dimension_kl_weight": ({}, (1.0, 2.0)),
+        "total_correlation_warmup_steps": ({}, (2, 4)),
+    },
+    "factor_vae": {
+        **GAUSSIAN,
+        "total_correlation_weight": ({}, (1.0, 2.0)),
+        "total_correlation_warmup_steps": ({}, (2, 4)),
+        "discriminator_hidden_sizes": ({}, ((8, 6), (8,))),
+    },
+    "dip_vae": {
+        **GAUSSIAN,
+        "covariance": ({}, ("means", "aggregate")),
+        "off_diagonal_weight": ({}, (1.0, 2.0)),
+        "diagonal_weight": ({}, (1.0, 2.0)),
     },
     "vqvae": {
         "quantizer": ({}, ("vq", "fsq")),

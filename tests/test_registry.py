@@ -49,7 +49,7 @@ def test_get_variant():
     for variant in VARIANTS.values():
         assert get_variant(variant.name) is get_variant(variant.model_type) is variant
     with pytest.raises(
-        ValueError, match="unknown variant 'gan': expected one of autoencoder, vae, vqvae, seq2seq2seq, "
+        ValueError, match="unknown variant 'gan': expected one of autoencoder, vae, beta_vae, beta_tcvae, "
     ):
         get_variant("gan")
 

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, A
 from transformers import pipeline
 
 def check(folder, auto_class):
-    expected = load_file(f"{folder}/expected.st")
+    # copies: kernels of some processors round otherwise where a tensor does not begin at a multiple of 64 bytes
+    expected = {name: tensor.clone() for name, tensor in load_file(f"{folder}/expected.st").items()}
     inputs = {name: expected.pop(name) for name in list(expected) if name in INPUTS}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
@@ -183,7 +184,7 @@ def test_foreign_classes_are_published(saved):
     folder = saved / f"{name}-published"
     publishing.check_folder(folder)
     assert publishing.published_files(folder) == publishing.published_files(saved / name)
-    expected = load_file(saved / name / "expected.st")
+    expected = {name: tensor.clone() for name, tensor in load_file(saved / name / "expected.st").items()}
     loaded = type(model).from_pretrained(folder).eval()
     with torch.no_grad():
         assert torch.equal(loaded(expected["pixel_values"]).latents, expected["latents"])

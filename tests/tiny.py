@@ -75,6 +75,37 @@ FIELDS: dict[str, dict[str, dict]] = {
         "logistic": {**ODD, "latent_size": 4, "likelihood": "discretized_logistic"},
         "weighted": {**MLP, "latent_size": 3, "num_posterior_samples": 3},
     },
+    "hfae_beta_vae": {
+        "capacity": {**CONV, "latent_size": 4, "capacity_warmup_steps": 4, "max_capacity": 0.5, "capacity_weight": 2.0},
+        "resnet": {**RESNET, "latent_size": 4, "max_capacity": 0, "capacity_weight": 4.0},
+    },
+    "hfae_beta_tcvae": {
+        "conv": {**CONV, "latent_size": 4, "total_correlation_weight": 3.0},
+        "resnet": {**RESNET, "latent_size": 4, "dimension_kl_weight": 2.0, "total_correlation_warmup_steps": 4},
+        "mlp": {**MLP, "latent_size": 3, "total_correlation_weight": 1.0},
+    },
+    "hfae_factor_vae": {
+        "conv": {**CONV, "latent_size": 4, "discriminator_hidden_sizes": (8, 6)},
+        "resnet": {**RESNET, "latent_size": 4, "total_correlation_warmup_steps": 4, "discriminator_hidden_sizes": (8,)},
+    },
+    "hfae_dip_vae": {
+        "aggregate": {**CONV, "latent_size": 4},
+        "resnet": {**RESNET, "latent_size": 4, "covariance": "means"},
+    },
+    "hfae_categorical_autoencoder": {
+        "conv": {**CONV, "num_categories": 5, "temperature_decay_steps": 4},
+        "resnet": {**RESNET, "num_categories": 4, "num_variables": 2, "sampling": "straight_through"},
+        "clustering": {**MLP, "num_categories": 4, "mutual_information_weight": 2.0, "consistency_weight": 2.0},
+    },
+    "hfae_binary_autoencoder": {
+        "conv": {**CONV, "num_bits": 5},
+        "resnet": {**RESNET, "num_bits": 4, "sampling": "relaxed", "temperature_decay_steps": 4},
+        "mlp": {**MLP, "num_bits": 4, "sampling": "straight_through"},
+    },
+    "hfae_joint_vae": {
+        "conv": {**CONV, "latent_size": 3, "num_categories": 4, "max_continuous_capacity": 0.5},
+        "resnet": {**RESNET, "latent_size": 3, "num_categories": 3, "num_variables": 2, "capacity_warmup_steps": 4},
+    },
     "hfae_vqvae": {
         "ema": {**CONV, "codebook_size": 8, "embedding_dim": 4},
         "resnet": {**RESNET, "codebook_size": 8, "embedding_dim": 4},
@@ -214,15 +245,25 @@ def inputs(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor
         return speech(config, batch_size, seed)
     if config.model_type == "hfae_seq2seq2seq":
         return texts(config, batch_size, seed)
-    return {"pixel_values": images(config, batch_size, seed)}
+    batch = {"pixel_values": images(config, batch_size, seed)}
+    if getattr(config, "consistency_weight", 0) > 0:
+        batch["augmented_pixel_values"] = batch["pixel_values"].roll(1, dims=-1)
+    return batch
 
 
 def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
     """What `forward` needs to compute the same loss at every call in training mode, too: inputs, and noise by name."""
     batch = inputs(model.config, batch_size, seed)
     generator = torch.Generator().manual_seed(seed)
-    if model.config.model_type == "hfae_vae":
+    if hasattr(model, "_posterior") or model.config.model_type == "hfae_joint_vae":  # Gaussian latents
         batch["epsilon"] = torch.randn(batch_size, model.config.latent_size, generator=generator)
+    if model.config.model_type == "hfae_factor_vae":
+        batch["permutation_noise"] = torch.rand(batch_size, model.config.latent_size, generator=generator)
+    if model.config.model_type == "hfae_binary_autoencoder":
+        batch["uniform_noise"] = torch.rand(batch_size, model.config.num_bits, generator=generator)
+    if hasattr(model.config, "num_categories"):
+        size = (batch_size, model.config.num_variables, model.config.num_categories)
+        batch["uniform_noise"] = torch.rand(size, generator=generator)
     if getattr(model.config, "content_bottleneck", None) == "kl":
         frames = -(-batch["input_features"].shape[1] // model.config.downsampling)
         batch["epsilon"] = torch.randn(batch_size, frames, model.config.latent_size, generator=generator)

@@ -3,8 +3,8 @@
 eSpeak NG (espeak-ng.org) speaks; its library is called through `ctypes` and reports each phone as it is spoken, so what
 is said, who says it and when are known exactly. The voices speak different sentences (non-parallel), put together from
 the phrases below, and the same few international words, each in its own accent. No network, no download: the library
-is that of the system (package `espeak-ng` of most distributions) or of the Python package `espeakng-loader`, which the
-extra `audio` of this package installs. eSpeak NG is a program under the GPL, version 3; what it speaks is not.
+is that of the Python package `espeakng-loader`, which the extra `audio` of this package installs, or of the system
+(package `espeak-ng` of most distributions). eSpeak NG is a program under the GPL, version 3; what it speaks is not.
 """
 
 import contextlib
@@ -318,19 +318,24 @@ class Espeak:
     @classmethod
     @lru_cache
     def load(cls) -> "Espeak":
-        """The library of the system, else that of `espeakng-loader`. Raises ImportError where there is neither."""
+        """The library of `espeakng-loader`, else that of the system. Raises ImportError where there is neither.
+
+        In this order: the package is of one version, and so is its speech; a system's version may lack voices.
+        """
+        reason = ""
+        try:
+            import espeakng_loader
+
+            return cls(ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path())
+        except ImportError:
+            pass
+        except OSError as error:
+            reason = f" The one of espeakng-loader cannot be used: {error}"
         names = ("libespeak-ng.so.1", "libespeak-ng.1.dylib", ctypes.util.find_library("espeak-ng"))
         for name in filter(None, names):
             with contextlib.suppress(OSError):
                 return cls(ctypes.CDLL(name), None)
-        try:
-            import espeakng_loader
-        except ImportError as error:
-            raise ImportError(NO_LIBRARY) from error
-        try:
-            return cls(ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path())
-        except OSError as error:
-            raise ImportError(f"{NO_LIBRARY} The one of espeakng-loader cannot be used: {error}") from error
+        raise ImportError(NO_LIBRARY + reason)
 
     def __init__(self, library: ctypes.CDLL, data_path: str | None):
         self._library = library
@@ -375,7 +380,10 @@ class Espeak:
             self._library.espeak_SetSynthCallback(self._callback)
             unknown = "+" in voice and not (self._variants / voice.split("+", 1)[1]).is_file()  # would be ignored
             if unknown or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-                raise ValueError(f"eSpeak NG {self.version} has no voice {voice!r}: `espeak-ng --voices` lists them.")
+                raise ValueError(
+                    f"eSpeak NG {self.version} has no voice {voice!r}: `espeak-ng --voices` lists them. "
+                    "The newer version of `pip install espeakng-loader` may have it."
+                )
             self._library.espeak_SetParameter(RATE, words_per_minute, 0)
             self._library.espeak_SetParameter(VOLUME, 70, 0)  # of 100, at which loud voices are clipped
             self._library.espeak_SetParameter(PITCH_PARAMETER, pitch, 0)

@@ -1,4 +1,4 @@
-"""Configuration of the variational auto-encoder."""
+"""Configuration of the variational auto-encoder, and what all those with a Gaussian latent vector share."""
 
 from typing import Literal
 
@@ -8,16 +8,45 @@ from .configuration_base import ImageAutoencoderConfig, at_least
 
 
 @strict
-class VAEConfig(ImageAutoencoderConfig):
+class LikelihoodConfig(ImageAutoencoderConfig):
     r"""
-    Configuration of [`VAEModel`].
+    The fields of image auto-encoders whose decoder is a likelihood. Use the configuration of a variant, not this class.
+
+    Args:
+        likelihood (`str`, *optional*, defaults to `"bernoulli"`):
+            p(x|z): `"bernoulli"` (binary or grey pixels), `"gaussian"` or `"discretized_logistic"` (256 levels); the
+            last two learn one scale for each channel.
+    """
+
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+
+
+@strict
+class GaussianLatentConfig(LikelihoodConfig):
+    r"""
+    The fields that all variational auto-encoders share. Use the configuration of a variant, not this class.
 
     Args:
         latent_size (`int`, *optional*, defaults to 32):
             Dimensions of the Gaussian latent variable.
-        likelihood (`str`, *optional*, defaults to `"bernoulli"`):
-            p(x|z): `"bernoulli"` (binary or grey pixels), `"gaussian"` or `"discretized_logistic"` (256 levels); the
-            last two learn one scale for each channel.
+    """
+
+    attribute_map = {"hidden_size": "latent_size"}
+
+    latent_size: int = validated_field(at_least(1), default=32)
+
+    @property
+    def latent_shape(self) -> tuple[int]:
+        """Shape of the latents of one input: (latent_size,)."""
+        return (self.latent_size,)
+
+
+@strict
+class VAEConfig(GaussianLatentConfig):
+    r"""
+    Configuration of [`VAEModel`].
+
+    Args:
         beta (`float`, *optional*, defaults to 1.0):
             Weight of the KL term; 1 is the variational bound, other values are a beta-VAE (Higgins et al. 2017).
         kl_warmup_steps (`int`, *optional*, defaults to 0):
@@ -32,19 +61,11 @@ class VAEConfig(ImageAutoencoderConfig):
     """
 
     model_type = "hfae_vae"
-    attribute_map = {"hidden_size": "latent_size"}
 
-    latent_size: int = validated_field(at_least(1), default=32)
-    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
     beta: float | int = validated_field(at_least(0), default=1.0)
     kl_warmup_steps: int = validated_field(at_least(0), default=0)
     free_bits: float | int = validated_field(at_least(0), default=0.0)
     num_posterior_samples: int = validated_field(at_least(1), default=1)
-
-    @property
-    def latent_shape(self) -> tuple[int]:
-        """Shape of the latents of one input: (latent_size,)."""
-        return (self.latent_size,)
 
     def validate_bound(self):
         if self.num_posterior_samples > 1 and self.free_bits > 0:

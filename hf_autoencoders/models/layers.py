@@ -54,19 +54,19 @@ def check_latents(latents: torch.Tensor, latent_shape: tuple[int, ...]) -> None:
         raise ValueError(f"latents must have shape ({expected}), got {tuple(latents.shape)}")
 
 
-def check_codes(codes: torch.Tensor, codes_shape: tuple[int | None, ...], grid: str, num_codes: int) -> None:
+def check_codes(codes: torch.Tensor, codes_shape: tuple[int | None, ...], axes: str, num_codes: int) -> None:
     """Raise unless `codes` is an integer tensor `(batch_size, *codes_shape)` with values in `[0, num_codes)`.
 
     Args:
-        codes_shape: (num_codebooks, *grid); None where any size will do.
-        grid: names of the last dimensions, for the message.
+        codes_shape: sizes after the first; None where any size will do.
+        axes: their names, for the message, such as `"num_codebooks, height, width"`.
     """
     if not torch.is_tensor(codes) or codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         kind = codes.dtype if torch.is_tensor(codes) else type(codes).__name__
         raise TypeError(f"codes must be an integer tensor, got {kind}")
     sizes = codes.shape[1:]
     if len(sizes) != len(codes_shape) or any(e not in (None, s) for e, s in zip(codes_shape, sizes, strict=True)):
-        names = ["batch_size", "num_codebooks", *grid.split(", ")]
+        names = ["batch_size", *axes.split(", ")]
         expected = ", ".join(n if e is None else str(e) for n, e in zip(names, (None, *codes_shape), strict=True))
         raise ValueError(f"codes must have shape ({expected}), which is ({', '.join(names)}), got {tuple(codes.shape)}")
     if not torch.compiler.is_compiling() and codes.numel():

@@ -78,6 +78,41 @@ def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
+def gaussian_log_density(values: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """log N(values; mean, exp(log_variance)) of each number, nats; the three shapes broadcast."""
+    standardised = (values - mean).square() * torch.exp(-log_variance)
+    return -0.5 * (standardised + log_variance + 1.8378770664093453)  # log(2 pi)
+
+
+def aggregate_log_densities(
+    latents: torch.Tensor, means: torch.Tensor, log_variances: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log q(z) and sum_j log q(z_j), where q is the mixture of the posteriors of a batch (Chen et al. 2018).
+
+    Args:
+        latents (`(batch_size, latent_size)`): where to evaluate the densities.
+        means, log_variances (`(num_posteriors, latent_size)`): of the mixture's components, of equal weight.
+
+    Returns:
+        two tensors `(batch_size,)`, nats. Their difference, averaged over samples of q, estimates the total correlation
+        KL(q(z) || prod_j q(z_j)); of few posteriors in many dimensions it is too high.
+    """
+    log_densities = gaussian_log_density(latents.unsqueeze(1), means, log_variances)  # (batch, posteriors, latents)
+    log_count = torch.zeros_like(means[:, 0]).logsumexp(0)
+    log_joint = log_densities.sum(2).logsumexp(1) - log_count
+    log_marginals = (log_densities.logsumexp(1) - log_count).sum(1)
+    return log_joint, log_marginals
+
+
+def exchange_dimensions(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Each column of `latents` in an order of its own: samples of prod_j q(z_j) from samples of q(z).
+
+    Args:
+        latents, noise (`(batch_size, latent_size)`): the order of a column is that of the numbers in it of `noise`.
+    """
+    return latents.gather(0, noise.argsort(0))
+
+
 def gaussian_log_ratio(latents: torch.Tensor, epsilon: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """log N(z; 0, I) - log q(z|x) of samples z = mean + exp(log_variance / 2) epsilon.
 
@@ -97,6 +132,20 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradients are summed likewise."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor):
+        total = tensor.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return _SumOverProcesses.apply(gradient)
+
+
 def batch_mean(values: torch.Tensor, training: bool) -> torch.Tensor:
     """Mean over the batch dimension; in training, over the batches of all processes.
 
@@ -104,11 +153,46 @@ def batch_mean(values: torch.Tensor, training: bool) -> torch.Tensor:
     the rows of every process. In evaluation the batch is this process's own, so that one may evaluate alone.
     """
     mean = values.mean(0)
-    if training and is_distributed():
-        from torch.distributed.nn.functional import all_reduce  # gradients go the same way back
+    return _SumOverProcesses.apply(mean) / dist.get_world_size() if training and is_distributed() else mean
 
-        mean = all_reduce(mean) / dist.get_world_size()
-    return mean
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes; their gradients, summed over the processes, go back to where they came from."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor, sizes: list[int]):
+        ctx.place = slice(sum(sizes[: dist.get_rank()]), sum(sizes[: dist.get_rank() + 1]))
+        padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return _SumOverProcesses.apply(gradient)[ctx.place], None
+
+
+def gather_batch(*tensors: torch.Tensor, training: bool) -> tuple[list[torch.Tensor], slice]:
+    """In training, the rows of all processes: for terms that relate the rows of a batch to each other.
+
+    With it two processes give the gradients of one; see [`batch_mean`], which is enough for means.
+
+    Args:
+        tensors (`(batch_size, ...)`): of the same number of rows, which may differ between processes.
+        training (`bool`): False leaves everything as it is.
+
+    Returns:
+        the gathered tensors, `(batch size of all processes, ...)`, and which of their rows are those of this process.
+    """
+    if not (training and is_distributed()):
+        return list(tensors), slice(None)
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=tensors[0].device)
+    sizes[dist.get_rank()] = len(tensors[0])
+    dist.all_reduce(sizes)
+    sizes = sizes.tolist()
+    start = sum(sizes[: dist.get_rank()])
+    return [_GatherRows.apply(tensor, sizes) for tensor in tensors], slice(start, start + len(tensors[0]))
 
 
 def sum_with_free_bits(kl: torch.Tensor, free_bits: float, training: bool = False) -> torch.Tensor:

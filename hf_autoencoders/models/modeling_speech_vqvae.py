@@ -67,7 +67,7 @@ class SpeechVQVAEModel(PreTrainedSpeechAutoencoder, PreTrainedAudioTokenizerBase
             TypeError, ValueError: codes of another dtype or shape, or outside `[0, codebook_size)`.
         """
         config = self.config
-        check_codes(audio_codes, (config.num_codebooks, None), "latent frames", config.codebook_size)
+        check_codes(audio_codes, (config.num_codebooks, None), "num_codebooks, latent frames", config.codebook_size)
         return self.decode(self.quantizer.decode(audio_codes.long()).mT, speaker_embeddings, attention_mask, num_frames)
 
 

@@ -88,7 +88,7 @@ class VQVAEModel(PreTrainedAutoencoder):
         Raises:
             TypeError, ValueError: codes of another dtype or shape, or outside `[0, config.num_codes)`.
         """
-        check_codes(codes, self.config.codes_shape, "height, width", self.config.num_codes)
+        check_codes(codes, self.config.codes_shape, "num_codebooks, height, width", self.config.num_codes)
         return self.decode(self.quantizer.decode(codes.long()))
 
     @can_return_tuple

@@ -55,6 +55,28 @@ class QuantizedEncoderOutput(ModelOutput):
 
 
 @dataclass
+class DiscreteEncoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, *config.latent_shape)`): what the decoder takes of the
+            codes: bits as 0 and 1, or one-hot vectors side by side; of a JointVAE, behind the Gaussian latents.
+        codes (`torch.LongTensor` of shape `(batch_size, num_bits)` or `(batch_size, num_variables)`): the most probable
+            values.
+        probabilities (`torch.FloatTensor` of shape `(batch_size, num_bits)`, of a 1, or `(batch_size, num_variables,
+            num_categories)`): the posterior of each bit or variable.
+        mean, log_variance (`torch.FloatTensor` of shape `(batch_size, latent_size)`, *optional*): of the Gaussian part.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    probabilities: torch.FloatTensor | None = None
+    mean: torch.FloatTensor | None = None
+    log_variance: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
 class AutoencoderOutput(ModelOutput):
     """
     Args:
@@ -95,6 +117,68 @@ class VAEOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     kl_loss: torch.FloatTensor | None = None
+    mean: torch.FloatTensor | None = None
+    log_variance: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class DisentangledVAEOutput(VAEOutput):
+    """
+    What a [`VAEOutput`] has, and the terms of the variant: each a `torch.FloatTensor` of shape `()`, nats per example,
+    unweighted.
+
+    Args:
+        mutual_information_loss (*optional*): I(x; z), the three of a beta-TC-VAE add up to the KL term.
+        total_correlation_loss (*optional*): KL(q(z) || prod_j q(z_j)), of a beta-TC-VAE or a FactorVAE.
+        dimension_kl_loss (*optional*): sum_j KL(q(z_j) || p(z_j)), of a beta-TC-VAE.
+        discriminator_loss (*optional*): cross-entropy of a FactorVAE's discriminator; log 2 where it tells nothing.
+        off_diagonal_loss (*optional*): squared covariances of different latents, summed, of a DIP-VAE.
+        diagonal_loss (*optional*): squared differences of the latents' variances from 1, summed, of a DIP-VAE.
+    """
+
+    mutual_information_loss: torch.FloatTensor | None = None
+    total_correlation_loss: torch.FloatTensor | None = None
+    dimension_kl_loss: torch.FloatTensor | None = None
+    discriminator_loss: torch.FloatTensor | None = None
+    off_diagonal_loss: torch.FloatTensor | None = None
+    diagonal_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class DiscreteAutoencoderOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, *config.latent_shape)`): the sampled code that was decoded
+            (the most probable one in evaluation mode); soft in training with `sampling="relaxed"`.
+        codes (`torch.LongTensor` of shape `(batch_size, num_bits)` or `(batch_size, num_variables)`): its values.
+        reconstruction (`torch.FloatTensor` of the shape of `pixel_values`): mean of p(x|z).
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the sum of the terms below times their weights, nats per
+            example.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(x|z).
+        kl_loss (`torch.FloatTensor` of shape `()`, *optional*): KL divergence of the posterior from the prior.
+        mutual_information_loss (`torch.FloatTensor` of shape `()`, *optional*): minus the mutual information between
+            inputs and codes, of a categorical auto-encoder.
+        consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): of a categorical auto-encoder that was given
+            changed views of its inputs.
+        continuous_kl_loss, discrete_kl_loss (`torch.FloatTensor` of shape `()`, *optional*): the parts of `kl_loss` of
+            a JointVAE.
+        probabilities (`torch.FloatTensor`): see [`DiscreteEncoderOutput`].
+        mean, log_variance (`torch.FloatTensor` of shape `(batch_size, latent_size)`, *optional*): of the Gaussian part.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the encoder.
+    """
+
+    latents: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    kl_loss: torch.FloatTensor | None = None
+    mutual_information_loss: torch.FloatTensor | None = None
+    consistency_loss: torch.FloatTensor | None = None
+    continuous_kl_loss: torch.FloatTensor | None = None
+    discrete_kl_loss: torch.FloatTensor | None = None
+    probabilities: torch.FloatTensor | None = None
     mean: torch.FloatTensor | None = None
     log_variance: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
