@@ -904,8 +904,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Measure, use and publish auto-encoders. MODEL is a folder or a model id on the Hub; CORPUS is "
-        '"digits", "docstrings" or "espeak" (embedded), a dataset id on the Hub, a .parquet file, or a folder of '
-        "parquet files, images or recordings.",
+        '"digits", "sprites", "docstrings" or "espeak" (embedded), a dataset id on the Hub, a .parquet file, or a '
+        "folder of parquet files, images or recordings.",
         epilog=f"{PROGRAM} VERB --help explains a verb. Training: see training/README.md.",
         formatter_class=_Help,
         allow_abbrev=False,
@@ -939,7 +939,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "corpus",
             metavar="CORPUS",
-            help='"digits" (images), "espeak" (speech), dataset id on the Hub, .parquet file or folder',
+            help='"digits" or "sprites" (images), "espeak" (speech), dataset id on the Hub, .parquet file or folder',
         )
         options = sub.add_argument_group("corpus")
         options.add_argument("--split", default="validation", help=f"split to {use}")

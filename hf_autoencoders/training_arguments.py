@@ -56,7 +56,8 @@ class ImageCorpusArguments(CorpusArguments):
 
     dataset: str = option(
         "digits",
-        "`digits` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved dataset.",
+        "`digits` or `sprites` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved "
+        "dataset.",
     )
     dataset_config_name: str | None = option(None, "Configuration of a dataset on the Hub.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")

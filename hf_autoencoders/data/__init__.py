@@ -13,6 +13,8 @@ _HOME = {
     "to_pixel_values": "images",
     "load_docstrings": "docstrings",
     "load_espeak_corpus": "espeak",
+    "load_sprites_corpus": "sprites",
+    "render_sprites": "sprites",
     "BadAudioError": "speech",
     "SpeechBatches": "speech",
     "SpeechClips": "speech",
