@@ -9,6 +9,7 @@ _HOME = {
     "ImageArrays": "images",
     "ImageBatches": "images",
     "StreamingImageBatches": "images",
+    "find_factor_columns": "images",
     "image_arrays": "images",
     "to_pixel_values": "images",
     "load_docstrings": "docstrings",
