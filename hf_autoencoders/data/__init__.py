@@ -3,6 +3,8 @@
 from importlib import import_module
 
 _HOME = {
+    "elastic_deformation": "augmentation",
+    "random_affine": "augmentation",
     "load_corpus": "corpora",
     "load_digits_corpus": "corpora",
     "BadImageError": "images",
