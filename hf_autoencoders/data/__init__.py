@@ -3,16 +3,21 @@
 from importlib import import_module
 
 _HOME = {
+    "elastic_deformation": "augmentation",
+    "random_affine": "augmentation",
     "load_corpus": "corpora",
     "load_digits_corpus": "corpora",
     "BadImageError": "images",
     "ImageArrays": "images",
     "ImageBatches": "images",
     "StreamingImageBatches": "images",
+    "find_factor_columns": "images",
     "image_arrays": "images",
     "to_pixel_values": "images",
     "load_docstrings": "docstrings",
     "load_espeak_corpus": "espeak",
+    "load_sprites_corpus": "sprites",
+    "render_sprites": "sprites",
     "BadAudioError": "speech",
     "SpeechBatches": "speech",
     "SpeechClips": "speech",
