@@ -4,6 +4,7 @@ Everything that can be known to be wrong before anything is loaded is refused he
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -377,7 +378,7 @@ def parse_arguments(
     model_fields = {name: value for name, value in dataclasses.asdict(model).items() if value is not None}
     if isinstance(model_fields.get("image_size"), list) and len(model_fields["image_size"]) == 1:
         model_fields["image_size"] = model_fields["image_size"][0]
-    _check_arguments(corpus, run, parser)
+    _check_arguments(corpus, run, rest, parser)
     metrics = [*(lower_is_better or _losses(variant.model_class())), *higher_is_better]
     if run.metric_for_best_model not in metrics:
         parser.error("--metric_for_best_model: " + _unknown("metric", run.metric_for_best_model, metrics, metrics))
@@ -390,6 +391,31 @@ def parse_arguments(
     rest = rest[0] if extra else None
     better = {"higher_is_better": frozenset(higher_is_better), "lower_is_better": frozenset(lower_is_better)}
     return Arguments(variant, corpus, run, model_fields, rest, explicit, command, **better)
+
+
+def chosen_variant(family: str, default: str, argv: Sequence[str] | None = None) -> str:
+    """The `model_type` that `--variant` names, on the command line or in the recipe, for a script of several variants.
+
+    `--variant` is to be one of the script's own flags, whose choices are [`variants_of`] the family.
+
+    Args:
+        family: of the variants.  default: short name of the variant to train when none is named.
+    """
+    pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre_parser.add_argument("--recipe")
+    pre_parser.add_argument("--variant")
+    known = pre_parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))[0]
+    name = known.variant
+    if name is None and known.recipe:
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError, AttributeError):  # said when it is read as a whole
+            text = Path(known.recipe).read_text(encoding="utf-8")
+            name = (json.loads(text) if known.recipe.endswith(".json") else yaml.safe_load(text)).get("variant")
+    return f"hfae_{name if name in variants_of(family) else default}"
+
+
+def variants_of(family: str) -> tuple[str, ...]:
+    """Short names of the variants that one script trains."""
+    return tuple(variant.name for variant in VARIANTS.values() if variant.family == family)
 
 
 def _command_line(script: Path, argv: Sequence[str]) -> str:
@@ -530,7 +556,7 @@ def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -
     return flags
 
 
-def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgumentParser) -> None:
+def _check_arguments(corpus: CorpusArguments, run: RunArguments, extra: list, parser: HfArgumentParser) -> None:
     smallest = {
         "batch_size": 1,
         "eval_batch_size": 1,

@@ -331,7 +331,8 @@ class TrainingRun:
                 {"params": [parameters[n] for n in parameters if n in decayed], "weight_decay": options.weight_decay},
                 {"params": [parameters[n] for n in parameters if n not in decayed], "weight_decay": 0.0},
             ]
-        own = {name: getattr(options, f"{player}_{name}", None) for name in ("learning_rate", "adam_beta1")}
+        flags = vars(options) | (vars(self.arguments.extra) if self.arguments.extra else {})
+        own = {name: flags.get(f"{player}_{name}") for name in ("learning_rate", "adam_beta1")}
         learning_rate, beta1 = (getattr(options, name) if value is None else value for name, value in own.items())
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
