@@ -3,6 +3,7 @@
 `reconstruction`: how close is the output to the input? `likelihood`: how probable are unseen images?
 `codes`: how much of a discrete codebook is in use? `probe`: do the latents know the class?
 `baselines`: what would PCA have reached with as many numbers, or as many bits? `pictures`: what does it look like?
+`disentanglement`: does each dimension stand for one factor of the data? `clustering`: are clusters classes?
 `evaluate` asks whichever of these questions a model of images can answer and gathers the answers in one dictionary.
 
 Of text: `summaries`: how good are they, and do they hold what is needed to restore the text? `readability`: do they
