@@ -28,6 +28,7 @@ IMAGE_FLAGS = {
     "validation_fraction": None,
     "image_column": None,
     "label_column": None,
+    "factor_columns": None,
     "skip_bad_images": False,
     "num_importance_samples": IMPORTANCE_SAMPLES,
     "pictures": None,
@@ -126,7 +127,7 @@ def _measure_images(arguments: argparse.Namespace) -> tuple:
     from .evaluation.evaluate import evaluate_model
 
     model, processor = _load_model(arguments)
-    train, measured = _load_images(arguments, processor, ["train", arguments.split])
+    train, measured = _load_images(arguments, processor, ["train", arguments.split], factors=True)
     result = evaluate_model(
         model,
         train,
@@ -620,7 +621,7 @@ def _is_published(record: dict, whole: dict) -> bool:
     return all(value in (whole.get(name), without_folder(whole.get(name))) for name, value in record.items())
 
 
-def _as_in_training(arguments: argparse.Namespace, columns: tuple[str, ...] = ("image_column", "label_column")) -> None:
+def _as_in_training(arguments: argparse.Namespace, columns: tuple[str, ...]) -> None:
     """Read the corpus as the training of the model did, where that was on the same one, and refuse to measure on rows
     it was trained on."""
     run = _training_of(arguments)
@@ -700,7 +701,7 @@ def _take_over(arguments: argparse.Namespace, run: dict, flags: tuple[str, ...],
             if value is True:
                 taken.append(f"--{flag}")
             elif (flag, value) not in (("text_column", "text"), ("summary_column", "summary")):  # the defaults
-                taken.append(f"--{flag} {value}")
+                taken.append(f"--{flag} {' '.join(value) if isinstance(value, list) else value}")
     if taken:
         print(f"as in training: {' '.join(taken)}", file=sys.stderr)
 
@@ -713,11 +714,11 @@ def _renew_card(folder: Path, model_type: str) -> None:
         write_card(folder)
 
 
-def _load_images(arguments: argparse.Namespace, processor, names: list[str]) -> list:
-    """The named splits of the corpus, decoded."""
-    from .data import image_arrays, load_corpus
+def _load_images(arguments: argparse.Namespace, processor, names: list[str], factors: bool = False) -> list:
+    """The named splits of the corpus, decoded, with their factors if asked for."""
+    from .data import find_factor_columns, image_arrays, load_corpus
 
-    _as_in_training(arguments)
+    _as_in_training(arguments, ("image_column", "label_column", *(["factor_columns"] if factors else [])))
     with _mistakes():
         splits = load_corpus(
             arguments.corpus,
@@ -733,6 +734,7 @@ def _load_images(arguments: argparse.Namespace, processor, names: list[str]) -> 
                 processor,
                 image_column=arguments.image_column,
                 label_column=arguments.label_column,
+                extra_columns=find_factor_columns(splits[name].features, arguments.factor_columns) if factors else (),
                 on_bad_image="skip" if arguments.skip_bad_images else "raise",
                 progress=_progress(arguments),
             )
@@ -904,8 +906,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Measure, use and publish auto-encoders. MODEL is a folder or a model id on the Hub; CORPUS is "
-        '"digits", "docstrings" or "espeak" (embedded), a dataset id on the Hub, a .parquet file, or a folder of '
-        "parquet files, images or recordings.",
+        '"digits", "sprites", "docstrings" or "espeak" (embedded), a dataset id on the Hub, a .parquet file, or a '
+        "folder of parquet files, images or recordings.",
         epilog=f"{PROGRAM} VERB --help explains a verb. Training: see training/README.md.",
         formatter_class=_Help,
         allow_abbrev=False,
@@ -939,7 +941,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "corpus",
             metavar="CORPUS",
-            help='"digits" (images), "espeak" (speech), dataset id on the Hub, .parquet file or folder',
+            help='"digits" or "sprites" (images), "espeak" (speech), dataset id on the Hub, .parquet file or folder',
         )
         options = sub.add_argument_group("corpus")
         options.add_argument("--split", default="validation", help=f"split to {use}")
@@ -1021,6 +1023,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole_number,
         metavar="N",
         help="clips that a voice is taken from, averaged; when not given, as in the training of the model, else 1",
+    )
+    evaluate.add_argument(
+        "--factor_columns",
+        nargs="+",
+        metavar="NAME",
+        help='columns with factors of variation of images, "none" for none; guessed when not given',
     )
     evaluate.add_argument(
         "--num_importance_samples",

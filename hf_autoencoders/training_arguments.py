@@ -56,7 +56,8 @@ class ImageCorpusArguments(CorpusArguments):
 
     dataset: str = option(
         "digits",
-        "`digits` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved dataset.",
+        "`digits` or `sprites` (embedded), the id of a dataset on the Hub, or a parquet file, image folder or saved "
+        "dataset.",
     )
     dataset_config_name: str | None = option(None, "Configuration of a dataset on the Hub.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
@@ -66,6 +67,11 @@ class ImageCorpusArguments(CorpusArguments):
     )
     image_column: str | None = option(None, "Column with the images; guessed when not given.")
     label_column: str | None = option(None, "Column with the labels, used by the evaluation; guessed when not given.")
+    factor_columns: list[str] | None = option(
+        None,
+        "Columns with factors of variation (whole numbers, classes, booleans), used by the evaluation; `none` for "
+        "none; guessed when not given. Not read with --streaming.",
+    )
     validation_fraction: float = option(0.1, "Share of the training rows to hold out if there is no validation split.")
     on_bad_image: Literal["raise", "skip"] = option(
         "raise", "What to do with unreadable images: stop, or skip and count."
@@ -555,6 +561,8 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, parser: HfArgum
         "equalizer": 0,
     }
     values = vars(corpus) | vars(run)
+    if values.get("streaming") and values.get("factor_columns") not in (None, ["none"]):
+        parser.error("--factor_columns cannot be read with --streaming: leave out one of them")
     for name, least in smallest.items():
         value = values.get(name)
         if value is not None and not value >= least:

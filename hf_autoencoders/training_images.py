@@ -18,6 +18,7 @@ from .data.images import (
     ImageArrays,
     ImageBatches,
     StreamingImageBatches,
+    find_factor_columns,
     find_image_column,
     image_arrays,
     to_pixel_values,
@@ -34,7 +35,7 @@ class ImageTrainingRun(TrainingRun):
     """A run whose batches have `pixel_values`.
 
     Attributes, beside those of every run:
-        train, validation: the decoded images.
+        train, validation: the decoded images, with their factors in `extra` (of a corpus that is not streamed).
         rows_skipped: unreadable images that were due in a step, of a stream; in each epoch anew.
     """
 
@@ -65,7 +66,13 @@ class ImageTrainingRun(TrainingRun):
                 )
             else:
                 self.train, self.validation = (
-                    image_arrays(splits[name], self.processor, cache_dir=corpus.cache_dir, **columns)
+                    image_arrays(
+                        splits[name],
+                        self.processor,
+                        extra_columns=find_factor_columns(splits[name].features, corpus.factor_columns),
+                        cache_dir=corpus.cache_dir,
+                        **columns,
+                    )
                     for name in ("train", "validation")
                 )
         with as_training_error():

@@ -177,6 +177,29 @@ def test_evaluate_reads_the_columns_that_training_read(trained, capsys, monkeypa
     assert rows_of_validation(capsys, folder, corpus)[0] == result["corpus"]["rows"]
 
 
+def test_evaluate_reads_factors(folders, trained, capsys, monkeypatch, tmp_path):
+    seen, evaluate_model = [], evaluate.evaluate_model
+
+    def measure(model, train, measured, **options):
+        seen.append([sorted(images.extra) for images in (train, measured)])
+        return evaluate_model(model, train, measured, **options)
+
+    monkeypatch.setattr(evaluate, "evaluate_model", measure)
+    folder, corpus = trained(factor_columns=["ink", "label"])
+    dataset = load_corpus("digits")["train"].select(range(200))
+    dataset.add_column("ink", [row % 5 for row in range(200)]).to_parquet(corpus)
+    argv = [corpus, "-o", str(tmp_path / "numbers.json")]
+    run(capsys, "evaluate", folders["autoencoder"], *argv)
+    run(capsys, "evaluate", folders["autoencoder"], *argv, "--factor_columns", "ink")
+    run(capsys, "evaluate", folders["autoencoder"], *argv, "--factor_columns", "none")
+    assert seen == [[["ink", "label"]] * 2, [["ink"]] * 2, [[]] * 2]
+    assert cli.main(["evaluate", str(folder), *argv]) == 0
+    assert "as in training: --validation_fraction 0.2 --factor_columns ink label" in capsys.readouterr().err
+    assert seen[-1] == [["ink", "label"]] * 2
+    message = fail(capsys, "evaluate", folders["autoencoder"], *argv, "--factor_columns", "hue")
+    assert "no column 'hue' for the factors" in message
+
+
 def test_evaluate_puts_the_numbers_where_publish_takes_them_from(trained, capsys, monkeypatch, tmp_path):
     from hf_autoencoders.publishing import published_files, save_for_hub
 
@@ -291,7 +314,8 @@ def test_evaluate_refuses_flags_of_the_other_kind(summarizer, folders, news, cap
     for flags in (["--summaries", "digits"], ["--lowercase"], ["--num_beams", "2"], ["--num_words", "3"]):
         message = fail(capsys, "evaluate", folders["vae"], "digits", *flags)
         assert f"{flags[0]} is for text models, but {folders['vae']} is an image model" in message
-    for flags in (["--split", "test"], ["--label_column", "none"], ["--pictures", "p"], ["--skip_bad_images"]):
+    of_images = (["--label_column", "none"], ["--factor_columns", "x"], ["--skip_bad_images"])
+    for flags in (*of_images, ["--split", "test"], ["--pictures", "p"]):
         message = fail(capsys, "evaluate", summarizer, news["texts"], *flags)
         kinds = "image and audio" if flags[0] in ("--split", "--pictures") else "image"
         assert f"{flags[0]} is for {kinds} models, but {summarizer} is a text model" in message

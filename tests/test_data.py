@@ -18,6 +18,7 @@ from hf_autoencoders.data import (
     ImageArrays,
     ImageBatches,
     StreamingImageBatches,
+    find_factor_columns,
     image_arrays,
     load_corpus,
     to_pixel_values,
@@ -494,6 +495,50 @@ def test_labels_and_extra_columns(processor):
     assert arrays.extra["name"][5] == "n5" and arrays.extra["place"].shape == (NUM_ROWS, 2)
     assert arrays.select(slice(2, 4)).extra["scale"].tolist() == [1.0, 1.5]
     assert image_arrays(dataset, processor, label_column="none").labels is None
+
+
+def with_factors() -> datasets.Dataset:
+    """A corpus with columns of every kind, of which `label`, `width`, `bold` and `huge` may be factors."""
+    columns = {
+        "width": (datasets.Value("uint8"), [None if row == 3 else row % 4 for row in range(NUM_ROWS)]),
+        "bold": (datasets.Value("bool"), [row % 3 == 0 for row in range(NUM_ROWS)]),
+        "huge": (datasets.Value("int64"), [2**40 + row for row in range(NUM_ROWS)]),
+        "id": (datasets.Value("int32"), list(range(NUM_ROWS))),
+        "angle": (datasets.Value("float32"), [row / 2 for row in range(NUM_ROWS)]),
+        "name": (datasets.Value("string"), [f"n{row}" for row in range(NUM_ROWS)]),
+        "hash": (datasets.Value("uint64"), [2**64 - 1] * NUM_ROWS),
+        "box": (datasets.List(datasets.Value("int64")), [[1, 2]] * NUM_ROWS),
+    }
+    dataset = corpus()
+    for name, (feature, values) in columns.items():
+        dataset = dataset.add_column(name, values, feature=feature)
+    return dataset
+
+
+def test_factor_columns_are_guessed_or_named():
+    features = with_factors().features
+    assert find_factor_columns(features) == ["label", "width", "bold", "huge"]
+    assert find_factor_columns(corpus().features) == ["label"]
+    assert find_factor_columns(features, ["huge", "id", "huge"]) == ["huge", "id"]
+    assert find_factor_columns(features, ["none"]) == find_factor_columns(features, "none") == []
+    with pytest.raises(ValueError, match=r"no column 'hue' for the factors. Its columns are: image \(Image\), label"):
+        find_factor_columns(features, ["width", "hue"])
+    for name in ("angle", "name", "hash", "box", "image"):
+        with pytest.raises(ValueError, match=rf"'{name}' holds no whole numbers.*class_encode_column\('{name}'\)"):
+            find_factor_columns(features, [name])
+
+
+def test_factors_are_loaded_as_whole_numbers(processor):
+    dataset = with_factors()
+    names = find_factor_columns(dataset.features)
+    arrays = image_arrays(dataset, processor, extra_columns=names)
+    assert list(arrays.extra) == names and {column.dtype for column in arrays.extra.values()} == {np.dtype(np.int64)}
+    assert arrays.extra["width"].tolist() == [-1 if row == 3 else row % 4 for row in range(NUM_ROWS)]
+    assert arrays.extra["bold"].tolist() == [int(row % 3 == 0) for row in range(NUM_ROWS)]
+    assert arrays.extra["huge"][5] == 2**40 + 5
+    assert (arrays.extra["label"] == arrays.labels).all()  # which are what they were
+    picked = image_arrays(dataset.select([8, 3]), processor, extra_columns=names)
+    assert picked.extra["width"].tolist() == [0, -1]
 
 
 def test_columns_are_guessed_or_the_error_lists_them(processor):

@@ -166,6 +166,7 @@ def test_flags_of_the_model_are_those_of_its_configuration():
         (["--final_weights", "best", "--eval_steps", "0"], "--final_weights best needs evaluations"),
         (["--early_stopping_patience", "2", "--eval_steps", "0"], "--early_stopping_patience counts evaluations"),
         (["--max_streamed_images", "0"], "--max_streamed_images: expected at least 1, got 0"),
+        (["--streaming", "--factor_columns", "ink"], "--factor_columns cannot be read with --streaming"),
         (["--mixed_precision", "fp16", "--use_cpu"], "fp16 does not work on the CPU: use bf16"),
         (["--report_to", "tensorbord"], "unknown tracker tensorbord (did you mean tensorboard?)"),
         (["--metric_for_best_model", "losss"], "unknown metric losss (did you mean loss"),
@@ -814,6 +815,48 @@ def test_training_goes_on_from_other_weights(finished, tmp_path):
     )
     with pytest.raises(TrainingError, match="do not fit the model flags given"):
         ImageTrainingRun(arguments)
+
+
+@pytest.fixture
+def factors(tmp_path) -> Path:
+    """A saved dataset: digits with a factor, and one more in the validation split."""
+    import datasets
+
+    from hf_autoencoders.data import load_corpus
+
+    splits = {name: split.select(range(80)) for name, split in load_corpus("digits").items() if name != "test"}
+    splits = {name: split.add_column("ink", [row % 5 for row in range(80)]) for name, split in splits.items()}
+    splits["validation"] = splits["validation"].add_column("even", [row % 2 == 0 for row in range(80)])
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "factors")
+    return tmp_path / "factors"
+
+
+def test_a_run_has_the_factors_of_its_corpus(factors, tmp_path):
+    def run(*flags: str) -> ImageTrainingRun:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        flags = [
+            *TINY["vqvae"],
+            *QUICK,
+            "--max_steps",
+            "1",
+            "--dataset",
+            str(factors),
+            "--overwrite_output_dir",
+            *flags,
+        ]
+        return ImageTrainingRun(parse_arguments("hfae_vqvae", "", [*flags, "--output_dir", str(tmp_path / "run")]))
+
+    guessed = run()
+    assert list(guessed.train.extra) == ["label", "ink"]
+    assert list(guessed.validation.extra) == ["label", "ink", "even"]
+    assert guessed.train.extra["ink"].tolist() == [row % 5 for row in range(80)]
+    assert (guessed.train.extra["label"] == guessed.train.labels).all() and guessed.train.label_names
+    named = run("--factor_columns", "ink", "--label_column", "none")
+    assert list(named.train.extra) == list(named.validation.extra) == ["ink"] and named.train.labels is None
+    assert run("--factor_columns", "none").validation.extra == {}
+    assert run("--streaming").validation.extra == {}
+    with pytest.raises(TrainingError, match="no column 'even' for the factors"):
+        run("--factor_columns", "ink", "even")
 
 
 def test_unreadable_images(pictures, tmp_path):

@@ -1,10 +1,12 @@
-"""Corpora by name, through `datasets`: the embedded default, anything on the Hub, anything on disk."""
+"""Corpora by name, through `datasets`: the embedded ones, anything on the Hub, anything on disk."""
 
 import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -37,8 +39,10 @@ def load_corpus(
 
     Args:
         name_or_path: one of
-            - `"digits"`: the embedded corpus, 1,797 handwritten 8x8 digits (no network, no files; `./digits` is a
+            - `"digits"`: an embedded corpus, 1,797 handwritten 8x8 digits (no network, no files; `./digits` is a
               folder);
+            - `"sprites"`: an embedded corpus, 70,000 drawn 64x64 shapes whose factors of variation are known (made
+              once, in seconds, and kept beside the decoded images);
             - a `.parquet` file, which becomes `train`;
             - a folder: of `save_to_disk`, of parquet files (`train*.parquet`, `validation*.parquet`, ...) or of images
               (`train/<class>/*.png` or `<class>/*.png`), whatever `datasets.load_dataset` recognises;
@@ -59,10 +63,12 @@ def load_corpus(
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1 (exclusive), got {validation_fraction}.")
     name = str(name_or_path)
-    if name == "digits":
+    if name in ("digits", "sprites"):
+        from .sprites import load_sprites_corpus
+
         if config_name or revision:
-            raise ValueError("The embedded corpus 'digits' has no configurations or revisions.")
-        splits = load_digits_corpus()
+            raise ValueError(f"The embedded corpus {name!r} has no configurations or revisions.")
+        splits = load_digits_corpus() if name == "digits" else load_sprites_corpus()
         return {key: split.to_iterable_dataset() for key, split in splits.items()} if streaming else splits
     splits = _load(name, config_name, revision, streaming)
     return _with_validation(_named_splits(name, splits), name, seed, validation_fraction)
@@ -95,8 +101,8 @@ def _load_from(path: Path, name: str, config_name, revision, streaming) -> dict:
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(
-                f"{name} is a file but no .parquet file. Expected 'digits', a .parquet file, a folder (parquet files, "
-                "images, or save_to_disk) or the id of a dataset on the Hub."
+                f"{name} is a file but no .parquet file. Expected 'digits', 'sprites', a .parquet file, a folder "
+                "(parquet files, images, or save_to_disk) or the id of a dataset on the Hub."
             )
         return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
     if not path.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
@@ -257,7 +263,7 @@ def _shares(dataset, seed: int) -> np.ndarray:
 
 
 def load_digits_corpus() -> dict:
-    """The embedded corpus: scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set
+    """The embedded corpus `digits`: scikit-learn's copy of the UCI "Optical Recognition of Handwritten Digits" test set
     (Alpaydin & Kaynak 1998), 1,797 gray 8x8 images, classes 0 to 9. Columns `image`, `label`; splits train 1,197 /
     validation 300 / test 300, always the same.
 
@@ -276,16 +282,56 @@ def load_digits_corpus() -> dict:
     order = np.random.RandomState(DIGITS_SPLIT_SEED).permutation(len(pixels))
     parts = np.split(order, [len(order) - 2 * DIGITS_HELD_OUT, len(order) - DIGITS_HELD_OUT])
 
-    def png(image: np.ndarray) -> dict:
-        buffer = BytesIO()
-        Image.fromarray(image).save(buffer, format="PNG")
-        return {"bytes": buffer.getvalue(), "path": None}
-
     return {
         name: datasets.Dataset.from_dict(
-            {"image": [png(pixels[row]) for row in rows], "label": digits.target[rows].tolist()},
+            {"image": [to_png(Image.fromarray(pixels[row])) for row in rows], "label": digits.target[rows].tolist()},
             features=features,
             split=datasets.NamedSplit(name),
         )
         for name, rows in zip(("train", "validation", "test"), map(np.sort, parts), strict=True)
     }
+
+
+def to_png(image) -> dict:
+    """A PIL image as a column of images stores it."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def kept_on_disk(folder: Path, splits: Iterable[str], make: Callable[[], dict]) -> dict:
+    """The splits that lie in a folder of the cache; if they do not, or not whole, those that `make` gives, kept there.
+
+    They are written aside and renamed when complete. Where nothing can be written, the next run makes them again.
+    """
+    import datasets
+
+    def kept() -> dict:
+        return {name: datasets.load_from_disk(str(folder / name)) for name in splits}
+
+    with contextlib.suppress(OSError, ValueError):  # not there, or not whole
+        return kept()
+    made = make()
+    writing = folder.with_name(f"{folder.name}.writing-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(OSError):
+        for name, rows in made.items():
+            with _no_progress_bars():
+                rows.save_to_disk(str(writing / name))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(writing, folder)
+        made = kept()  # under the fingerprints that the next run finds, so that its decoded images are found, too
+    shutil.rmtree(writing, ignore_errors=True)
+    return made
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import datasets
+
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

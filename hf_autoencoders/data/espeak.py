@@ -16,11 +16,9 @@ import json
 import logging
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -116,8 +114,7 @@ def load_espeak_corpus(cache_dir=None, voices: Sequence[str] = VOICES) -> dict:
         ImportError: neither the library nor the packages of the extra `audio` are installed; says how to get them.
         ValueError: a voice is unknown, is there twice, or there are no sentences in its language.
     """
-    import datasets
-
+    from .corpora import kept_on_disk
     from .images import default_cache_dir
 
     voices = tuple(voices)
@@ -129,34 +126,12 @@ def load_espeak_corpus(cache_dir=None, voices: Sequence[str] = VOICES) -> dict:
     key = [RULES, Espeak.load().version, voices, WORDS, PHRASES, NUM_SENTENCES, NUM_RENDITIONS, WORDS_PER_MINUTE, PITCH]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     folder = (Path(cache_dir) if cache_dir else default_cache_dir().with_name("espeak")) / name
-    parts = None
-    with contextlib.suppress(OSError, ValueError):  # not there, or not whole
-        parts = {part: datasets.load_from_disk(str(folder / part)) for part in NUM_SENTENCES}
-    if parts is None:
+
+    def speak() -> dict:
         logger.info("Speaking the espeak corpus: some seconds, once.")
-        parts = _datasets(voices)
-        writing = folder.with_name(f"{name}.writing-{uuid.uuid4().hex[:8]}")
-        with contextlib.suppress(OSError):  # then the next run speaks again
-            for part, rows in parts.items():
-                with _no_progress_bars():
-                    rows.save_to_disk(str(writing / part))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(writing, folder)
-        shutil.rmtree(writing, ignore_errors=True)
-    return parts
+        return _datasets(voices)
 
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    import datasets
-
-    shown = datasets.are_progress_bars_disabled() is False
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    return kept_on_disk(folder, NUM_SENTENCES, speak)
 
 
 def _datasets(voices: Sequence[str]) -> dict:

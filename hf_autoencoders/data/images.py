@@ -33,6 +33,7 @@ ROWS_PER_READ = 64
 THREADS_FROM_BYTES = 4096  # encoded size of an image from which decoding outweighs the hand-over between threads
 IMAGE_COLUMN_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values")
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "target", "fine_label", "category", "digit")
+ROW_NUMBER_NAMES = ("id", "idx", "index", "row", "image_id", "__index_level_0__")  # they say nothing about the image
 
 
 class BadImageError(ValueError):
@@ -48,7 +49,8 @@ class ImageArrays:
         labels: int64 (num_images,) or `None`; -1 where a row has no label.
         label_names: names of the classes by label, or `None`.
         skipped: rows of the split left out because their image is bad (`on_bad_image="skip"`).
-        extra: further columns by name, one entry per image.
+        extra: further columns by name, one entry per image: factors, say, as `find_factor_columns` names them. Whole
+            numbers, classes and booleans are int64, -1 where a row has none.
     """
 
     images: np.ndarray
@@ -135,31 +137,59 @@ def find_label_column(features, label_column: str | None = None) -> str | None:
     if label_column == "none":
         return None
 
-    def is_label(feature) -> bool:
-        return (
-            isinstance(feature, datasets.ClassLabel)
-            or "int" in str(getattr(feature, "dtype", ""))
-            or _dtype(feature) == "bool"
-        )
-
     if label_column is not None:
         listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
         if label_column not in features:
             raise ValueError(f"The corpus has no column {label_column!r} for the labels. Its columns are: {listed}.")
-        if not (
-            isinstance(features[label_column], datasets.Value | datasets.ClassLabel)
-            and is_label(features[label_column])
-        ):
+        if not _is_whole_number(features[label_column]):
             raise ValueError(
                 f"Column {label_column!r} holds no class numbers but {features[label_column]}. "
                 f"Encode it first: dataset.class_encode_column({label_column!r})."
             )
         return label_column
     for name in LABEL_COLUMN_NAMES:
-        if isinstance(features.get(name), datasets.Value | datasets.ClassLabel) and is_label(features[name]):
+        if _is_whole_number(features.get(name)):
             return name
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     return classes[0] if len(classes) == 1 else None
+
+
+def find_factor_columns(features, factor_columns=None) -> list[str]:
+    """The columns of the factors of variation (attributes) of the images, in their order: those asked for (`["none"]`
+    for none), else all whole numbers, classes and booleans, but for those whose name says that they only number the
+    rows (`ROW_NUMBER_NAMES`). A single label is a factor as well.
+
+    Raises:
+        ValueError: one asked for does not exist, or holds something else.
+    """
+    if factor_columns is None:
+        return [name for name, feature in features.items() if _is_factor(feature) and name not in ROW_NUMBER_NAMES]
+    if isinstance(factor_columns, str):
+        factor_columns = [factor_columns]
+    if list(factor_columns) == ["none"]:
+        return []
+    listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    for name in factor_columns:
+        if name not in features:
+            raise ValueError(f"The corpus has no column {name!r} for the factors. Its columns are: {listed}.")
+        if not _is_factor(features[name]):
+            raise ValueError(
+                f"Column {name!r} holds no whole numbers, classes or booleans but {features[name]}. "
+                f"Encode it first: dataset.class_encode_column({name!r})."
+            )
+    return list(dict.fromkeys(factor_columns))
+
+
+def _is_whole_number(feature) -> bool:
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return True
+    return isinstance(feature, datasets.Value) and ("int" in feature.dtype or feature.dtype == "bool")
+
+
+def _is_factor(feature) -> bool:
+    return _is_whole_number(feature) and feature.dtype != "uint64"  # hashes, which int64 cannot hold
 
 
 def _dtype(feature) -> str:
@@ -350,7 +380,7 @@ def image_arrays(
     if label_column is not None:
         labels = _read_labels(dataset, label_column)[kept]
         label_names = getattr(dataset.features[label_column], "names", None)
-    extra = {name: np.asarray(dataset.with_format("numpy", columns=[name])[:][name])[kept] for name in extra_columns}
+    extra = {name: _read_extra(dataset, name)[kept] for name in extra_columns}
     return ImageArrays(images=images, labels=labels, label_names=label_names, skipped=skipped, extra=extra)
 
 
@@ -363,6 +393,12 @@ def _read_labels(dataset, label_column: str) -> np.ndarray:
 
     column = dataset.with_format("arrow", columns=[label_column])[:][label_column]
     return column.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _read_extra(dataset, column: str) -> np.ndarray:
+    if _is_factor(dataset.features[column]):
+        return _read_labels(dataset, column)
+    return np.asarray(dataset.with_format("numpy", columns=[column])[:][column])
 
 
 def _cached_images(dataset, processor, image_column, cache_dir: Path, on_bad_image, num_threads, progress) -> Path:
