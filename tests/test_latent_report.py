@@ -154,7 +154,7 @@ class Fake(nn.Module):
 class Gaussian(Fake):
     """Dimensions: kind, twice side, a constant; of fixed variances."""
 
-    variances = torch.tensor([0.1, 0.01, 1.0])
+    variances = torch.tensor([1e-4, 0.01, 1.0])
 
     def encode(self, pixel_values):
         pixels = pixel_values.flatten(1)
@@ -260,8 +260,9 @@ def tiles(path: Path, columns: int) -> np.ndarray:
 
 def test_dimensions_are_sorted_by_their_kl_and_name_their_factor(reports):
     report, folder = reports["Gaussian"]
-    assert [(c["kind"], c["index"]) for c in report["components"]] == [("dimension", i) for i in (1, 0, 2)]
-    side, kind, constant = report["components"]
+    assert [(c["kind"], c["index"]) for c in report["components"]] == [("dimension", i) for i in (0, 1, 2)]
+    kind, side, constant = report["components"]
+    assert kind["kl"] > side["kl"] and kind["variance"] < side["variance"]
     means = np.array([0, 0.5, 1])
     known = {0: np.square(means).mean(), 1: (0 + 4) / 2, 2: 0.0}
     for component, index in ((side, 1), (kind, 0), (constant, 2)):
@@ -304,6 +305,17 @@ def test_bits_are_sorted_by_entropy_and_say_for_which_values_they_are_set(report
     assert (off[:, 0, 1] == 0).all() and (on[:, 0, 1] == 1).all()
     np.testing.assert_array_equal(off[:, 0, [0, 2, 3]], on[:, 0, [0, 2, 3]])
     assert len(np.unique(off[:, 0, 0])) == 2, "images differ in the other bits"
+
+
+def test_a_bit_is_of_the_factor_that_it_knows_most_bits_of(tmp_path):
+    arrays = corpus()
+    index = np.arange(len(arrays))
+    many = index % 3 + 3 * (index // 3 % 2) + 6 * (index // 6 % 5)  # all that there is, in 30 values
+    arrays = ImageArrays(arrays.images, extra={"side": arrays.extra["side"], "many": many})
+    report = latent_report(Bits(), arrays, tmp_path, num_permutations=99)
+    noisy = next(component for component in report["components"] if component["index"] == 3)
+    assert noisy["information"]["side"]["share"] > noisy["information"]["many"]["share"]
+    assert noisy["factor"] == "many" and noisy["information"]["many"]["bits"] == pytest.approx(1, abs=0.1)
 
 
 def test_classes_have_their_labels_and_prototypes(reports):

@@ -19,6 +19,7 @@ Every measure is of its own scale, and most are less than 1 for a perfect code a
 says when): compare models with each other, with `pca_codes`, and never one measure with another.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -492,6 +493,9 @@ def ica_codes(
 ) -> np.ndarray:
     """Independent components (scikit-learn's FastICA) within the first principal components, as `pca_codes`.
 
+    At most 1,000 steps are taken: of images without distinct independent components, such as shapes at any place, there
+    is no solution to settle on, and the result is where the last step was.
+
     Args:
         train_images, images: uint8 (rows, channels, height, width), at most 4096 numbers each.
         num_components: dimensions of the code.
@@ -501,11 +505,14 @@ def ica_codes(
         (rows, num_components) float32, of variance 1 over the training rows; 0 in components these do not have.
     """
     from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
 
     pca = fit_pca(train_images, num_components)
     ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-3)
     varying = _varying(pca)
-    ica.fit(pca.encode(train_images)[:, varying])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ica.fit(pca.encode(train_images)[:, varying])
     codes = np.zeros((len(images), num_components), dtype=np.float32)
     codes[:, varying] = ica.transform(pca.encode(images)[:, varying])
     return codes

@@ -611,7 +611,8 @@ def _page(report: dict[str, Any]) -> str:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(f'{_images(report)}. Factors: {factors}.{left_out}')}</p>",
         "<p>Each cell is the share of a factor that a part of the code knows (mutual information above chance over the "
-        "entropy of the factor). Bold: a permutation test over all cells at once gives p below "
+        "entropy of the factor), or how much of it a bit knows, at most 1 bit. Bold: a permutation test over all cells "
+        "at once gives p below "
         f"{SIGNIFICANCE}.</p>",
         _overview(report, names),
     ]
@@ -638,9 +639,10 @@ def _overview(report: dict[str, Any], names: list[str]) -> str:
         shades = []
         for name in names:
             entry = component["information"][name]
-            number = f"{entry['share']:.0%}"
+            known = entry["bits" if kind == "bit" else "share"]
+            number = f"{known:.2f} bit" if kind == "bit" else f"{known:.0%}"
             cells.append(f"<b>{number}</b>" if entry["p_value"] < SIGNIFICANCE else number)
-            shades.append(entry["share"])
+            shades.append(known)
         rows.append(_row(cells, [0, 0, *shades]))
     head = "".join(f"<th>{html.escape(title)}</th>" for title in ["part of the code", "size", *names])
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n' + "\n".join(rows) + "\n</table></div>"
