@@ -287,6 +287,28 @@ def _content_of(model, arguments: argparse.Namespace, has_codes: bool) -> str:
     return arguments.content or ("codes" if hasattr(model, "decode_codes") else "latents")
 
 
+def _latent_report(arguments: argparse.Namespace) -> None:
+    from .evaluation.latent_report import format_latent_report, latent_report
+
+    model, processor = _load_model(arguments)
+    (images,) = _load_images(arguments, processor, [arguments.split], factors=True)
+    try:
+        report = latent_report(
+            model,
+            images,
+            arguments.output,
+            corpus=_corpus(arguments, images),
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            command=arguments.command_line,
+            progress=_progress(arguments),
+        )
+    except ValueError as error:  # no factors in the corpus, or no parts in the code
+        raise Mistake(str(error)) from error
+    print(format_latent_report(report))
+    print(f"written to {Path(arguments.output) / 'index.html'}")
+
+
 def _reconstruct(arguments: argparse.Namespace) -> None:
     from .evaluation.pictures import reconstruct
     from .evaluation.reconstruction import squared_error
@@ -937,12 +959,9 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--device", help='"cpu", "cuda", "cuda:1" ...; a GPU if there is one when not given')
         sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    def corpus(sub: argparse.ArgumentParser, use: str) -> None:
-        sub.add_argument(
-            "corpus",
-            metavar="CORPUS",
-            help='"digits" or "sprites" (images), "espeak" (speech), dataset id on the Hub, .parquet file or folder',
-        )
+    def corpus(sub: argparse.ArgumentParser, use: str, speech: bool = True) -> None:
+        embedded = '"digits" or "sprites"' + (' (images), "espeak" (speech)' if speech else "")
+        sub.add_argument("corpus", metavar="CORPUS", help=f"{embedded}, dataset id on the Hub, .parquet file or folder")
         options = sub.add_argument_group("corpus")
         options.add_argument("--split", default="validation", help=f"split to {use}")
         options.add_argument(
@@ -957,6 +976,8 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--image_column", help="column with the images; guessed when not given")
         options.add_argument("--label_column", help='column with the classes, "none" for none; guessed when not given')
         options.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images")
+        if not speech:
+            return
         options = sub.add_argument_group("corpus of a speech model")
         options.add_argument("--audio_column", help="column with the recordings; guessed when not given")
         options.add_argument("--speaker_column", help="column that says who speaks; guessed when not given")
@@ -967,6 +988,14 @@ def _parser() -> argparse.ArgumentParser:
             help="speakers, or how many, that are the split unseen; as in the training of the model when not given",
         )
         options.add_argument("--skip_bad_audio", action="store_true", help="leave out unreadable recordings")
+
+    def factor_columns(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--factor_columns",
+            nargs="+",
+            metavar="NAME",
+            help='columns with factors of variation of images, "none" for none; guessed when not given',
+        )
 
     def batch_size(sub: argparse.ArgumentParser, default: int = BATCH_SIZE, unit: str = "images") -> None:
         sub.add_argument("--batch_size", type=_whole_number, default=default, help=f"{unit} at once")
@@ -1024,12 +1053,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="clips that a voice is taken from, averaged; when not given, as in the training of the model, else 1",
     )
-    evaluate.add_argument(
-        "--factor_columns",
-        nargs="+",
-        metavar="NAME",
-        help='columns with factors of variation of images, "none" for none; guessed when not given',
-    )
+    factor_columns(evaluate)
     evaluate.add_argument(
         "--num_importance_samples",
         type=_whole_number,
@@ -1061,6 +1085,21 @@ def _parser() -> argparse.ArgumentParser:
         "safetensors file: latents or codes, and labels where the corpus has them; of speech those of all clips one "
         "after the other, where each starts, speaker embeddings, speakers and words",
     )
+
+    report = verb(
+        "latent-report",
+        _latent_report,
+        "write a page that says what each part of a code of images stands for",
+        "Which dimension, bit or class knows which factor of the images, how much of it and how surely, with pictures "
+        "of what changes when it changes. Factors are columns of whole numbers with few values, the classes among "
+        "them. Written are index.html with its pictures, latent_report.json and latent_report.md.",
+    )
+    model(report)
+    corpus(report, "encode", speech=False)
+    factor_columns(report)
+    batch_size(report)
+    seed(report)
+    output(report, None, "folder of the page")
 
     reconstruct = verb("reconstruct", _reconstruct, "pass image files through a model and back")
     model(reconstruct)

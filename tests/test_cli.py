@@ -200,6 +200,40 @@ def test_evaluate_reads_factors(folders, trained, capsys, monkeypatch, tmp_path)
     assert "no column 'hue' for the factors" in message
 
 
+def test_latent_report_writes_a_page(folders, tmp_path, capsys):
+    output = tmp_path / "deep" / "report"
+    printed = run(
+        capsys, "latent-report", folders["vae"], "digits", "--split", "test", "--seed", "3", "-o", str(output)
+    )
+    assert f"written to {output / 'index.html'}" in printed
+    assert (output / "latent_report.md").read_text() in printed
+    report = json.loads((output / "latent_report.json").read_text())
+    assert report["corpus"] == {"name": "digits", "split": "test", "rows": 300} and report["seed"] == 3
+    assert report["command"].startswith(f"hf-autoencoders latent-report {folders['vae']} digits --split test")
+    assert [factor["num_values"] for factor in report["factors"]] == [10] and len(report["components"]) == 4
+    assert all((output / component["picture"]).is_file() for component in report["components"])
+
+
+def test_latent_report_reads_factors_by_their_names(folders, tmp_path, capsys):
+    dataset = load_corpus("digits")["train"].select(range(200))
+    dataset = dataset.add_column("ink", [row % 5 for row in range(200)]).add_column("number", list(range(200)))
+    dataset.to_parquet(tmp_path / "corpus.parquet")
+    argv = ["latent-report", folders["vae"], str(tmp_path / "corpus.parquet"), "--split", "train"]
+    run(capsys, *argv, "-o", str(tmp_path / "guessed"))
+    report = json.loads((tmp_path / "guessed" / "latent_report.json").read_text())
+    assert [factor["name"] for factor in report["factors"]] == ["label", "ink"] and "number" in report["left_out"]
+    page = (tmp_path / "guessed" / "index.html").read_text()
+    assert "183 images of corpus.parquet train" in page and "Left out: number (183 values in 183 rows)" in page
+    run(capsys, *argv, "-o", str(tmp_path / "named"), "--factor_columns", "ink")
+    report = json.loads((tmp_path / "named" / "latent_report.json").read_text())
+    assert [factor["name"] for factor in report["factors"]] == ["ink"]
+    message = fail(capsys, *argv, "-o", str(tmp_path / "none"), "--factor_columns", "none", "--label_column", "none")
+    assert "no column of the corpus says what its images show (it has none): expected whole numbers" in message
+    message = fail(capsys, "latent-report", folders["vqvae"], "digits", "-o", str(tmp_path / "none"))
+    assert "a grid of codes has no parts of its own" in message
+    assert not (tmp_path / "none").exists()
+
+
 def test_evaluate_puts_the_numbers_where_publish_takes_them_from(trained, capsys, monkeypatch, tmp_path):
     from hf_autoencoders.publishing import published_files, save_for_hub
 

@@ -537,6 +537,10 @@ def test_factors_are_loaded_as_whole_numbers(processor):
     assert arrays.extra["bold"].tolist() == [int(row % 3 == 0) for row in range(NUM_ROWS)]
     assert arrays.extra["huge"][5] == 2**40 + 5
     assert (arrays.extra["label"] == arrays.labels).all()  # which are what they were
+    assert arrays.extra_names == {"label": ["even", "odd"]}
+    named = dataset.cast_column("width", datasets.ClassLabel(names=["thin", "fine", "broad", "fat"]))
+    named = image_arrays(named, processor, extra_columns=names).select(slice(2, 4))
+    assert named.extra_names["width"] == ["thin", "fine", "broad", "fat"] and named.extra["width"].tolist() == [2, -1]
     picked = image_arrays(dataset.select([8, 3]), processor, extra_columns=names)
     assert picked.extra["width"].tolist() == [0, -1]
 

@@ -51,6 +51,7 @@ class ImageArrays:
         skipped: rows of the split left out because their image is bad (`on_bad_image="skip"`).
         extra: further columns by name, one entry per image: factors, say, as `find_factor_columns` names them. Whole
             numbers, classes and booleans are int64, -1 where a row has none.
+        extra_names: names of the classes, by number, of those further columns that have them.
     """
 
     images: np.ndarray
@@ -58,6 +59,7 @@ class ImageArrays:
     label_names: list[str] | None = None
     skipped: list[int] = field(default_factory=list)
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    extra_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -79,6 +81,7 @@ class ImageArrays:
             labels=None if self.labels is None else self.labels[rows],
             label_names=self.label_names,
             extra={name: column[rows] for name, column in self.extra.items()},
+            extra_names=self.extra_names,
         )
 
 
@@ -381,7 +384,15 @@ def image_arrays(
         labels = _read_labels(dataset, label_column)[kept]
         label_names = getattr(dataset.features[label_column], "names", None)
     extra = {name: _read_extra(dataset, name)[kept] for name in extra_columns}
-    return ImageArrays(images=images, labels=labels, label_names=label_names, skipped=skipped, extra=extra)
+    names = {name: getattr(dataset.features[name], "names", None) for name in extra_columns}
+    return ImageArrays(
+        images=images,
+        labels=labels,
+        label_names=label_names,
+        skipped=skipped,
+        extra=extra,
+        extra_names={name: found for name, found in names.items() if found},
+    )
 
 
 def _listed(rows: list[int], most: int = 20) -> str:

@@ -3,6 +3,8 @@
 `reconstruction`: how close is the output to the input? `likelihood`: how probable are unseen images?
 `codes`: how much of a discrete codebook is in use? `probe`: do the latents know the class?
 `baselines`: what would PCA have reached with as many numbers, or as many bits? `pictures`: what does it look like?
+`disentanglement`: does each dimension stand for one factor of the data? `clustering`: are clusters classes?
+`latent_report`: what does each part of the code stand for? A page for people.
 `evaluate` asks whichever of these questions a model of images can answer and gathers the answers in one dictionary.
 
 Of text: `summaries`: how good are they, and do they hold what is needed to restore the text? `readability`: do they
@@ -12,6 +14,6 @@ Of speech: `voice_conversion`: do conversions take the voice and keep the word, 
 know of each other? `speech_judges`: who decides that. `speech_codes`: are discrete codes like phones?
 `mel_pictures`: what does it look like?
 
-Everything but `evaluate`, and what gathers the answers at the end of `summaries`, `voice_conversion` and
-`speech_codes`, is functions over tensors, arrays and strings and knows no particular variant.
+Everything but `evaluate`, `latent_report`, and what gathers the answers at the end of `summaries`, `voice_conversion`
+and `speech_codes`, is functions over tensors, arrays and strings and knows no particular variant.
 """
