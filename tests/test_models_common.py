@@ -745,7 +745,8 @@ EFFECTS = {
         "num_variables": ({}, (1, 2)),
         "beta": ({}, (1.0, 2.0)),
         "mutual_information_weight": ({}, (0.0, 1.0)),
-        "consistency_weight": ({}, (0.5, 1.0)),
+        "num_fine_categories": ({"mutual_information_weight": 1.0}, (0, 8)),
+        "fine_steps": ({"mutual_information_weight": 1.0, "num_fine_categories": 8}, (0, 2)),
     },
     "binary_autoencoder": {**DISCRETE, "num_bits": ({}, (5, 4)), "beta": ({}, (1.0, 2.0))},
     "joint_vae": {

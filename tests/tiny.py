@@ -95,7 +95,13 @@ FIELDS: dict[str, dict[str, dict]] = {
     "hfae_categorical_autoencoder": {
         "conv": {**CONV, "num_categories": 5, "temperature_decay_steps": 4},
         "resnet": {**RESNET, "num_categories": 4, "num_variables": 2, "sampling": "straight_through"},
-        "clustering": {**MLP, "num_categories": 4, "mutual_information_weight": 2.0, "consistency_weight": 2.0},
+        "clustering": {
+            **MLP,
+            "num_categories": 3,
+            "mutual_information_weight": 2.0,
+            "num_fine_categories": 5,
+            "fine_steps": 2,
+        },
     },
     "hfae_binary_autoencoder": {
         "conv": {**CONV, "num_bits": 5},
@@ -246,7 +252,7 @@ def inputs(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor
     if config.model_type == "hfae_seq2seq2seq":
         return texts(config, batch_size, seed)
     batch = {"pixel_values": images(config, batch_size, seed)}
-    if getattr(config, "consistency_weight", 0) > 0:
+    if config.model_type == "hfae_categorical_autoencoder" and config.mutual_information_weight > 0:
         batch["augmented_pixel_values"] = batch["pixel_values"].roll(1, dims=-1)
     return batch
 

@@ -87,14 +87,19 @@ class CategoricalAutoencoderConfig(DiscreteLatentConfig):
         num_variables (`int`, *optional*, defaults to 1):
             One-hot variables of the code.
         beta (`float`, *optional*, defaults to 1.0):
-            Weight of the KL divergence of the posterior from the uniform distribution; with 1, and 0 for the two
-            weights below, the loss is the variational bound.
+            Weight of the KL divergence of the posterior from the uniform distribution; with 1, and 0 for the weight
+            below, the loss is the variational bound.
         mutual_information_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the mutual information between input and code, which is raised: categories of equal size, and
-            inputs that belong to one of them clearly (Krause et al. 2010; Hu et al. 2017).
-        consistency_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the cross-entropy between the categories of an image and of a changed view of it, which has to be
-            given to `forward` (Hu et al. 2017).
+            Weight of the mutual information between the category of an image and that of a changed view of it, which
+            is raised (Ji et al. 2019): an image and its views in one category, clearly, and categories of equal size.
+            In training the views have to be given to `forward`.
+        num_fine_categories (`int`, *optional*, defaults to 0):
+            Values of another one-hot variable, which the mutual information alone teaches and which is no part of the
+            code (over-clustering): it finds the kinds of images more reliably than few categories do, which then start
+            from groups of them, see `group_fine_categories`. 0: none.
+        fine_steps (`int`, *optional*, defaults to 0):
+            Training steps (calls of `forward` in training mode) in which the mutual information is that of the fine
+            categories alone. The count is saved with the model.
     """
 
     model_type = "hfae_categorical_autoencoder"
@@ -104,7 +109,23 @@ class CategoricalAutoencoderConfig(DiscreteLatentConfig):
     num_variables: int = validated_field(at_least(1), default=1)
     beta: float | int = validated_field(at_least(0), default=1.0)
     mutual_information_weight: float | int = validated_field(at_least(0), default=0.0)
-    consistency_weight: float | int = validated_field(at_least(0), default=0.0)
+    num_fine_categories: int = validated_field(at_least(0), default=0)
+    fine_steps: int = validated_field(at_least(0), default=0)
+
+    def validate_fine_categories(self):
+        if self.num_fine_categories == 0:
+            if self.fine_steps > 0:
+                raise ValueError(f"fine_steps={self.fine_steps} needs num_fine_categories above num_categories")
+            return
+        if self.num_fine_categories <= self.num_categories:
+            raise ValueError(
+                f"expected num_fine_categories above num_categories={self.num_categories}, or 0, "
+                f"got {self.num_fine_categories}"
+            )
+        if self.num_variables > 1:
+            raise ValueError(f"num_fine_categories needs num_variables=1, got {self.num_variables}")
+        if self.mutual_information_weight == 0:
+            raise ValueError("num_fine_categories needs mutual_information_weight above 0, which alone teaches them")
 
     @property
     def latent_shape(self) -> tuple[int]:

@@ -249,17 +249,22 @@ class ImageDecoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """Image to a vector of `num_outputs` numbers: [`ImageEncoder`], flatten, linear."""
+    """Image to a vector of `num_outputs` numbers: [`ImageEncoder`], flatten, layer normalisation if wanted, linear."""
 
-    def __init__(self, config: ImageAutoencoderConfig, num_outputs: int):
+    def __init__(self, config: ImageAutoencoderConfig, num_outputs: int, normalize: bool = False):
         super().__init__()
+        num_features = math.prod(config.feature_shape)
         self.image_encoder = ImageEncoder(config)
-        self.output = nn.Linear(math.prod(config.feature_shape), num_outputs)
+        self.norm = nn.LayerNorm(num_features) if normalize else None
+        self.output = nn.Linear(num_features, num_outputs)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Returns `(batch_size, num_outputs)`, and the output of every level of the image encoder."""
         features, hidden_states = self.image_encoder(pixel_values)
-        return self.output(features.flatten(1)), hidden_states
+        features = features.flatten(1)
+        if self.norm is not None:
+            features = self.norm(features)
+        return self.output(features), hidden_states
 
 
 class VectorDecoder(nn.Module):

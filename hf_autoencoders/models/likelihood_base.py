@@ -20,13 +20,14 @@ class LikelihoodAutoencoder(PreTrainedAutoencoder):
     Args:
         config: of the variant.
         num_outputs: numbers that the encoder gives.
+        normalize: whether its features are normalised before the layer that gives them.
     """
 
     config_class = LikelihoodConfig
 
-    def __init__(self, config: LikelihoodConfig, num_outputs: int):
+    def __init__(self, config: LikelihoodConfig, num_outputs: int, normalize: bool = False):
         super().__init__(config)
-        self.encoder = VectorEncoder(config, num_outputs)
+        self.encoder = VectorEncoder(config, num_outputs, normalize)
         self.decoder = VectorDecoder(config, config.latent_shape[0])
         self.output_scale = None if config.likelihood == "bernoulli" else LearnedScale(config.num_channels)
         self.training_steps = TrainingStepCounter()

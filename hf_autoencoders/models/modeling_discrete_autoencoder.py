@@ -25,7 +25,7 @@ from .configuration_discrete_autoencoder import (
 )
 from .layers import check_codes, check_latents, check_pixel_values
 from .likelihood_base import LikelihoodAutoencoder, check_epsilon, gaussian_parameters, sample_gaussian
-from .losses import batch_mean, gather_batch, gaussian_kl
+from .losses import gather_batch, gaussian_kl
 from .outputs import DiscreteAutoencoderOutput, DiscreteEncoderOutput
 
 
@@ -56,8 +56,8 @@ class DiscreteAutoencoder(LikelihoodAutoencoder):
 
     code_axis = "num_variables"  # what the numbers of a code are called
 
-    def __init__(self, config: DiscreteLatentConfig, num_outputs: int):
-        super().__init__(config, num_outputs)
+    def __init__(self, config: DiscreteLatentConfig, num_outputs: int, normalize: bool = False):
+        super().__init__(config, num_outputs, normalize)
         self.post_init()
 
     def _temperature(self, progress: torch.Tensor | float) -> torch.Tensor | float:
@@ -212,9 +212,9 @@ def sample_categorical(
 class OneHotAutoencoder(DiscreteAutoencoder):
     """What auto-encoders with one-hot variables share."""
 
-    def __init__(self, config: DiscreteLatentConfig, num_outputs: int):
+    def __init__(self, config: DiscreteLatentConfig, num_outputs: int, normalize: bool = False):
         self.one_hot_shape = (config.num_variables, config.num_categories)
-        super().__init__(config, num_outputs + math.prod(self.one_hot_shape))
+        super().__init__(config, num_outputs + math.prod(self.one_hot_shape), normalize)
 
     def _log_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
         """Float32 `(batch_size, num_variables, num_categories)`, of the last outputs of the encoder."""
@@ -250,21 +250,36 @@ def categorical_kl(log_probabilities: torch.Tensor) -> torch.Tensor:
     return kl.sum(1)
 
 
-def mutual_information(log_probabilities: torch.Tensor, training: bool = False) -> torch.Tensor:
-    """I(x; c) = H(mean of p(c|x)) - mean of H(p(c|x)) over a batch, summed over variables, nats (Krause et al. 2010).
+def mutual_information(probabilities: torch.Tensor, of_views: torch.Tensor, training: bool = False) -> torch.Tensor:
+    """I(c; c') between the categories of images and of changed views of them, summed over variables, nats.
+
+    Of the joint distribution that a batch has on average, made symmetric (Ji et al. 2019, section 3.1). From 0, where
+    all images have the same probabilities, to log `num_categories` for each variable, where all categories are equally
+    frequent and every image is in one of them, for certain, with its view.
 
     Args:
-        log_probabilities (`(batch_size, num_variables, num_categories)`).
-        training (`bool`): whether the mean is over all processes, see [`batch_mean`].
+        probabilities, of_views (`(batch_size, num_variables, num_categories)`): of images, and of a view of each.
+        training (`bool`): whether the batch is that of all processes, see [`gather_batch`].
     """
-    probabilities = log_probabilities.exp()
-    marginal = batch_mean(probabilities, training)
-    conditional_entropy = -(probabilities * log_probabilities).sum(-1).mean(0)
-    return (torch.special.entr(marginal).sum(-1) - conditional_entropy).sum()
+    (one, other), _ = gather_batch(probabilities.float(), of_views.float(), training=training)
+    with torch.autocast(one.device.type, enabled=False):
+        joint = torch.einsum("bvk,bvl->vkl", one, other) / one.shape[0]
+    joint = 0.5 * (joint + joint.mT)
+    return (_minus_entropy(joint).sum((1, 2)) - 2 * _minus_entropy(joint.sum(2)).sum(1)).sum()
+
+
+def _minus_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    return probabilities * probabilities.clamp_min(1e-9).log()
 
 
 class CategoricalAutoencoderModel(OneHotAutoencoder):
     """Images to classes that nobody named, and back.
+
+    With `mutual_information_weight` the classes are those that views of an image have in common (invariant information
+    clustering, Ji et al. 2019, https://arxiv.org/abs/1807.06653). The paper teaches few and many classes in turn, over
+    the whole of its training; here the many, the fine ones, come first, and groups of them start the few. The features
+    are normalised before the layer that gives the classes: without, training stays where every image is equally likely
+    in every class.
 
     ```python
     outputs = model.encode(pixel_values)              # outputs.codes: (B, num_variables), and .probabilities
@@ -278,7 +293,11 @@ class CategoricalAutoencoderModel(OneHotAutoencoder):
     base_model_prefix = "categorical_autoencoder"
 
     def __init__(self, config: CategoricalAutoencoderConfig):
-        super().__init__(config, 0)
+        super().__init__(config, config.num_fine_categories, normalize=True)
+
+    def _fine_probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Float32 `(batch_size, 1, num_fine_categories)`, of the first outputs of the encoder."""
+        return outputs[:, : self.config.num_fine_categories].float().softmax(1).unsqueeze(1)
 
     @can_return_tuple
     def encode(self, pixel_values: torch.Tensor) -> DiscreteEncoderOutput:
@@ -300,6 +319,57 @@ class CategoricalAutoencoderModel(OneHotAutoencoder):
         """
         return self.decode(self._one_hot(codes))
 
+    @torch.no_grad()
+    def fine_joint(self, pixel_values: torch.Tensor, augmented_pixel_values: torch.Tensor) -> torch.Tensor:
+        """How often an image is in one fine category and its view in another: sums over images of the products of
+        their probabilities, float64 on the CPU, `(num_fine_categories, num_fine_categories)`.
+
+        Raises:
+            ValueError: the model has no fine categories.
+        """
+        self._require_fine_categories()
+        outputs, _ = self._encode(pixel_values)
+        of_views, _ = self._encode(augmented_pixel_values)
+        one, other = (self._fine_probabilities(o).squeeze(1).to("cpu", torch.float64) for o in (outputs, of_views))
+        return one.T @ other
+
+    @torch.no_grad()
+    def group_fine_categories(self, groups: torch.Tensor) -> None:
+        """Start each category from a group of fine ones: its weights and bias are the mean of theirs.
+
+        Args:
+            groups (`torch.LongTensor` of shape `(num_fine_categories,)`): the category that each is to belong to.
+
+        Raises:
+            ValueError: the model has no fine categories, or these are no such groups.
+            TypeError: `groups` is no integer tensor.
+        """
+        self._require_fine_categories()
+        check_codes(
+            groups.unsqueeze(0), (self.config.num_fine_categories,), "num_fine_categories", self.config.num_codes
+        )
+        layer = self.encoder.output
+        members = F.one_hot(groups.long(), self.config.num_categories).to(layer.weight)
+        shares = (members / members.sum(0).clamp_min(1)).T
+        for parameter in (layer.weight, layer.bias):
+            fine, own = parameter.split([self.config.num_fine_categories, self.config.num_categories])
+            own.copy_(shares @ fine)
+
+    def _encode_with_views(self, pixel_values: torch.Tensor, views: torch.Tensor):
+        """What `_encode` gives of images, and the numbers of their views, in one pass."""
+        check_pixel_values(pixel_values, self.input_shape)
+        if not torch.is_tensor(views) or views.shape != pixel_values.shape:
+            got = tuple(views.shape) if torch.is_tensor(views) else type(views).__name__
+            expected = tuple(pixel_values.shape)
+            raise ValueError(f"augmented_pixel_values must have the shape of pixel_values, {expected}, got {got}")
+        outputs, hidden_states = self._encode(torch.cat([pixel_values, views]))
+        outputs, of_views = outputs.chunk(2)
+        return outputs, of_views, tuple(state.chunk(2)[0] for state in hidden_states)
+
+    def _require_fine_categories(self) -> None:
+        if not self.config.num_fine_categories:
+            raise ValueError("this model has no fine categories: set num_fine_categories in the configuration")
+
     @can_return_tuple
     def forward(
         self,
@@ -316,26 +386,39 @@ class CategoricalAutoencoderModel(OneHotAutoencoder):
                 noise of the sample, from 0 to 1. Default: drawn in training mode; in evaluation mode the most probable
                 category is decoded.
             augmented_pixel_values (`torch.FloatTensor` of the shape of `pixel_values`, *optional*): changed views of
-                the same images, of which the categories shall be the same. Without them that term is left out.
+                the same images, of which the categories shall be the same. With a `mutual_information_weight` above 0
+                needed for the loss in training mode; in evaluation mode that term is left out without them.
             return_loss (`bool`, *optional*, defaults to `True`): also compute the losses.
             output_hidden_states (`bool`, *optional*): also return the output of each level of the encoder.
         """
         config = self.config
-        outputs, hidden_states = self._encode(pixel_values)
+        views = augmented_pixel_values if return_loss and config.mutual_information_weight > 0 else None
+        if views is None:
+            if self.training and return_loss and config.mutual_information_weight > 0:
+                raise ValueError(
+                    "the mutual information needs changed views of the images in training: pass "
+                    "augmented_pixel_values, or set mutual_information_weight=0 in the configuration"
+                )
+            outputs, hidden_states = self._encode(pixel_values)
+        else:
+            outputs, of_views, hidden_states = self._encode_with_views(pixel_values, views)
         log_probabilities = self._log_probabilities(outputs)
-        [progress] = self._progress(config.temperature_decay_steps)
-        latents, codes = self._sample_codes(log_probabilities, uniform_noise, pixel_values, progress)
+        cooling, grouping = self._progress(config.temperature_decay_steps, config.fine_steps)
+        latents, codes = self._sample_codes(log_probabilities, uniform_noise, pixel_values, cooling)
         loss, terms = None, {}
         if return_loss:
             terms["kl_loss"] = categorical_kl(log_probabilities).mean()
-            terms["mutual_information_loss"] = -mutual_information(log_probabilities, self.training)
             loss = config.beta * terms["kl_loss"]
-            loss = loss + config.mutual_information_weight * terms["mutual_information_loss"]
-            if augmented_pixel_values is not None:
-                check_pixel_values(augmented_pixel_values, self.input_shape)
-                of_views = self._log_probabilities(self._encode(augmented_pixel_values)[0])
-                terms["consistency_loss"] = -(log_probabilities.exp().detach() * of_views).sum((1, 2)).mean()
-                loss = loss + config.consistency_weight * terms["consistency_loss"]
+            if views is not None:
+                both = log_probabilities.exp(), self._log_probabilities(of_views).exp()
+                information = -mutual_information(*both, self.training)
+                terms["mutual_information_loss"] = information
+                if config.num_fine_categories:
+                    both = self._fine_probabilities(outputs), self._fine_probabilities(of_views)
+                    terms["fine_mutual_information_loss"] = -mutual_information(*both, self.training)
+                    has_begun = (grouping >= 1).float() if torch.is_tensor(grouping) else 1.0
+                    information = has_begun * information + terms["fine_mutual_information_loss"]
+                loss = loss + config.mutual_information_weight * information
         latents, probabilities = latents.flatten(1).to(outputs.dtype), log_probabilities.exp().to(outputs.dtype)
         return self._output(
             pixel_values, latents, codes, probabilities, hidden_states, output_hidden_states, loss, **terms

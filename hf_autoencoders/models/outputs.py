@@ -157,10 +157,9 @@ class DiscreteAutoencoderOutput(ModelOutput):
             example.
         reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): -log p(x|z).
         kl_loss (`torch.FloatTensor` of shape `()`, *optional*): KL divergence of the posterior from the prior.
-        mutual_information_loss (`torch.FloatTensor` of shape `()`, *optional*): minus the mutual information between
-            inputs and codes, of a categorical auto-encoder.
-        consistency_loss (`torch.FloatTensor` of shape `()`, *optional*): of a categorical auto-encoder that was given
-            changed views of its inputs.
+        mutual_information_loss, fine_mutual_information_loss (`torch.FloatTensor` of shape `()`, *optional*): minus the
+            mutual information between the categories, or fine categories, of images and of changed views of them, of a
+            categorical auto-encoder that was given such views.
         continuous_kl_loss, discrete_kl_loss (`torch.FloatTensor` of shape `()`, *optional*): the parts of `kl_loss` of
             a JointVAE.
         probabilities (`torch.FloatTensor`): see [`DiscreteEncoderOutput`].
@@ -175,7 +174,7 @@ class DiscreteAutoencoderOutput(ModelOutput):
     reconstruction_loss: torch.FloatTensor | None = None
     kl_loss: torch.FloatTensor | None = None
     mutual_information_loss: torch.FloatTensor | None = None
-    consistency_loss: torch.FloatTensor | None = None
+    fine_mutual_information_loss: torch.FloatTensor | None = None
     continuous_kl_loss: torch.FloatTensor | None = None
     discrete_kl_loss: torch.FloatTensor | None = None
     probabilities: torch.FloatTensor | None = None
