@@ -407,7 +407,9 @@ def chosen_variant(family: str, default: str, argv: Sequence[str] | None = None)
     known = pre_parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))[0]
     name = known.variant
     if name is None and known.recipe:
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError, AttributeError):  # said when it is read as a whole
+        with contextlib.suppress(
+            OSError, ValueError, yaml.YAMLError, AttributeError
+        ):  # said when it is read as a whole
             text = Path(known.recipe).read_text(encoding="utf-8")
             name = (json.loads(text) if known.recipe.endswith(".json") else yaml.safe_load(text)).get("variant")
     return f"hfae_{name if name in variants_of(family) else default}"
@@ -556,7 +558,7 @@ def _recipe_flags(path: str, known: set[str], parser: argparse.ArgumentParser) -
     return flags
 
 
-def _check_arguments(corpus: CorpusArguments, run: RunArguments, extra: list, parser: HfArgumentParser) -> None:
+def _check_arguments(corpus: CorpusArguments, run: RunArguments, extra: list[Any], parser: HfArgumentParser) -> None:
     smallest = {
         "batch_size": 1,
         "eval_batch_size": 1,

@@ -1,4 +1,4 @@
-"""What is special to the disentangling VAEs: their terms against closed forms, players, schedules, several processes."""
+"""What is special to the disentangling VAEs: terms against closed forms, players, schedules, several processes."""
 
 import math
 

@@ -705,9 +705,11 @@ WITHOUT_CHOICE = {  # the same where content is always quantised
 GAUSSIAN = {  # fields of all auto-encoders with a Gaussian latent vector
     "latent_size": ({}, (4, 5)),
     "likelihood": ({}, ("bernoulli", "gaussian")),
+    "spatial_broadcast": ({}, (False, True)),
 }
 DISCRETE = {  # fields of all auto-encoders with a discrete code
     "likelihood": ({}, ("bernoulli", "gaussian")),
+    "spatial_broadcast": ({}, (False, True)),
     "sampling": ({}, ("straight_through", "relaxed")),
     "initial_temperature": ({"sampling": "relaxed", "temperature_decay_steps": 4}, (1.0, 2.0)),
     "final_temperature": ({"sampling": "relaxed"}, (0.5, 0.7)),

@@ -90,7 +90,7 @@ FIELDS: dict[str, dict[str, dict]] = {
     },
     "hfae_dip_vae": {
         "aggregate": {**CONV, "latent_size": 4},
-        "resnet": {**RESNET, "latent_size": 4, "covariance": "means"},
+        "resnet": {**RESNET, "latent_size": 4, "covariance": "means", "spatial_broadcast": True},
     },
     "hfae_categorical_autoencoder": {
         "conv": {**CONV, "num_categories": 5, "temperature_decay_steps": 4},

@@ -16,9 +16,17 @@ class LikelihoodConfig(ImageAutoencoderConfig):
         likelihood (`str`, *optional*, defaults to `"bernoulli"`):
             p(x|z): `"bernoulli"` (binary or grey pixels), `"gaussian"` or `"discretized_logistic"` (256 levels); the
             last two learn one scale for each channel.
+        spatial_broadcast (`bool`, *optional*, defaults to `False`):
+            Begin the decoder with one small network for all places, which is given the latents and the place (Watters
+            et al. 2019): where things move, their positions are easier to disentangle. Not with `architecture="mlp"`.
     """
 
     likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = "bernoulli"
+    spatial_broadcast: bool = False
+
+    def validate_spatial_broadcast(self):
+        if self.spatial_broadcast and self.architecture == "mlp":
+            raise ValueError('spatial_broadcast needs places: use architecture="conv" or "resnet", not "mlp"')
 
 
 @strict

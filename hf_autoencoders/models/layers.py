@@ -267,15 +267,41 @@ class VectorEncoder(nn.Module):
         return self.output(features), hidden_states
 
 
-class VectorDecoder(nn.Module):
-    """Latent vector to image: linear, unflatten, [`ImageDecoder`]."""
+class SpatialBroadcast(nn.Module):
+    """Latent vector to the first feature map of a decoder, at each place by one and the same small network of vector and
+    place (Watters et al. 2019, https://arxiv.org/abs/1901.07017). Places are numbers to it, which helps to encode them.
 
-    def __init__(self, config: ImageAutoencoderConfig, latent_size: int):
+    `(batch_size, latent_size)` to `(batch_size, channels, height, width)`, before an activation.
+    """
+
+    def __init__(self, latent_size: int, feature_shape: tuple[int, int, int], hidden_act: str):
         super().__init__()
-        self.feature_shape = config.feature_shape
-        self.input = nn.Linear(latent_size, math.prod(config.feature_shape))
+        channels, self.height, self.width = feature_shape
+        self.of_latents = nn.Linear(latent_size, channels)
+        self.of_place = nn.Linear(2, channels, bias=False)
+        self.output = nn.Linear(channels, channels)
+        self.activation = ACT2FN[hidden_act]
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        sides = (torch.linspace(-2, 2, side, device=latents.device) for side in (self.height, self.width))
+        place = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).to(latents.dtype)  # (height, width, 2)
+        hidden_state = self.of_latents(latents)[:, None, None] + self.of_place(place)
+        return self.output(self.activation(hidden_state)).permute(0, 3, 1, 2)
+
+
+class VectorDecoder(nn.Module):
+    """Latent vector to image: linear, unflatten (or [`SpatialBroadcast`]), [`ImageDecoder`]."""
+
+    def __init__(self, config: ImageAutoencoderConfig, latent_size: int, spatial_broadcast: bool = False):
+        super().__init__()
+        self.feature_shape = None if spatial_broadcast else config.feature_shape
+        if spatial_broadcast:
+            self.input = SpatialBroadcast(latent_size, config.feature_shape, config.hidden_act)
+        else:
+            self.input = nn.Linear(latent_size, math.prod(config.feature_shape))
         self.image_decoder = ImageDecoder(config)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """`(batch_size, latent_size)` to `(batch_size, C, H, W)`, before any output activation."""
-        return self.image_decoder(self.input(latents).unflatten(1, self.feature_shape))
+        features = self.input(latents)
+        return self.image_decoder(features.unflatten(1, self.feature_shape) if self.feature_shape else features)

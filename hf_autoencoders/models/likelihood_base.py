@@ -28,7 +28,7 @@ class LikelihoodAutoencoder(PreTrainedAutoencoder):
     def __init__(self, config: LikelihoodConfig, num_outputs: int, normalize: bool = False):
         super().__init__(config)
         self.encoder = VectorEncoder(config, num_outputs, normalize)
-        self.decoder = VectorDecoder(config, config.latent_shape[0])
+        self.decoder = VectorDecoder(config, config.latent_shape[0], config.spatial_broadcast)
         self.output_scale = None if config.likelihood == "bernoulli" else LearnedScale(config.num_channels)
         self.training_steps = TrainingStepCounter()
         # reading a configuration and asking a model for its dtype cost as much as a layer of a small network
@@ -46,7 +46,7 @@ class LikelihoodAutoencoder(PreTrainedAutoencoder):
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Parameters of p(x|z): logits for the Bernoulli likelihood, means otherwise."""
         check_latents(latents, self.latent_shape)
-        return self.decoder(latents.to(self.decoder.input.weight.dtype))
+        return self.decoder(latents.to(self.encoder.output.weight.dtype))
 
     def _mean_image(self, parameters: torch.Tensor) -> torch.Tensor:
         return parameters.sigmoid() if self.likelihood == "bernoulli" else parameters

@@ -135,7 +135,7 @@ class BinaryAutoencoderModel(DiscreteAutoencoder):
         Raises:
             TypeError, ValueError: codes of another dtype or shape, or other than 0 and 1.
         """
-        return self.decode(self._check_codes(codes).to(self.decoder.input.weight.dtype))
+        return self.decode(self._check_codes(codes).to(self.encoder.output.weight.dtype))
 
     @can_return_tuple
     def forward(
@@ -223,7 +223,7 @@ class OneHotAutoencoder(DiscreteAutoencoder):
     def _one_hot(self, codes: torch.Tensor) -> torch.Tensor:
         """`(batch_size, num_variables * num_categories)` of codes `(batch_size, num_variables)`."""
         one_hot = F.one_hot(self._check_codes(codes), self.config.num_categories).flatten(1)
-        return one_hot.to(self.decoder.input.weight.dtype)
+        return one_hot.to(self.encoder.output.weight.dtype)
 
     def _sample_codes(self, log_probabilities: torch.Tensor, uniform_noise, pixel_values, progress):
         if uniform_noise is None and self.training:
