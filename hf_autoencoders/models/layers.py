@@ -268,8 +268,8 @@ class VectorEncoder(nn.Module):
 
 
 class SpatialBroadcast(nn.Module):
-    """Latent vector to the first feature map of a decoder, at each place by one and the same small network of vector and
-    place (Watters et al. 2019, https://arxiv.org/abs/1901.07017). Places are numbers to it, which helps to encode them.
+    """Latent vector to the first feature map of a decoder, everywhere by one small network of the vector and the place
+    (Watters et al. 2019, https://arxiv.org/abs/1901.07017). Places are numbers to it, which helps to encode them.
 
     `(batch_size, latent_size)` to `(batch_size, channels, height, width)`, before an activation.
     """
