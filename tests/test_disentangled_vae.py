@@ -95,14 +95,19 @@ def test_the_parts_of_the_kl_add_up_and_are_weighted():
     torch.testing.assert_close(output.loss, output.reconstruction_loss + expected)
 
 
-def test_total_correlation_is_weighted_step_by_step():
-    model = tiny.model("beta_tcvae-conv", total_correlation_weight=5.0, total_correlation_warmup_steps=4).train()
+@pytest.mark.parametrize("name", ["beta_tcvae-conv", "factor_vae-conv"])
+def test_the_kl_scale_falls_step_by_step(name):
+    model = tiny.model(name, initial_kl_scale=8.0, kl_decay_steps=3).train()
     inputs = tiny.training_inputs(model)
-    for step in range(6):
-        output = model(**inputs)
-        weight = 4.0 * min(step / 4, 1)
-        expected = output.reconstruction_loss + output.kl_loss + weight * output.total_correlation_loss
+    for step in range(5):
+        output, scale = model(**inputs), 8.0 ** (1 - min(step / 3, 1))
+        expected = output.reconstruction_loss + scale * output.kl_loss
+        if name == "beta_tcvae-conv":
+            expected = expected + scale * 2.0 * output.total_correlation_loss  # of weight 3, one of which is in the KL
+        else:
+            expected = expected + 10.0 * output.total_correlation_loss + output.discriminator_loss
         torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(model.eval()(**inputs).loss, output.loss)  # of the last step: 1 from then on
 
 
 # ---- FactorVAE

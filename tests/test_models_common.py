@@ -772,12 +772,15 @@ EFFECTS = {
         "mutual_information_weight": ({}, (1.0, 2.0)),
         "total_correlation_weight": ({}, (1.0, 2.0)),
         "dimension_kl_weight": ({}, (1.0, 2.0)),
-        "total_correlation_warmup_steps": ({}, (2, 4)),
+        "initial_kl_scale": ({"kl_decay_steps": 4}, (2.0, 4.0)),
+        "kl_decay_steps": ({"initial_kl_scale": 2.0}, (2, 4)),
     },
     "factor_vae": {
         **GAUSSIAN,
         "total_correlation_weight": ({}, (1.0, 2.0)),
-        "total_correlation_warmup_steps": ({}, (2, 4)),
+        "kl_weight": ({}, (1.0, 2.0)),
+        "initial_kl_scale": ({"kl_decay_steps": 4}, (2.0, 4.0)),
+        "kl_decay_steps": ({"initial_kl_scale": 2.0}, (2, 4)),
         "discriminator_hidden_sizes": ({}, ((8, 6), (8,))),
     },
     "dip_vae": {

@@ -81,12 +81,18 @@ FIELDS: dict[str, dict[str, dict]] = {
     },
     "hfae_beta_tcvae": {
         "conv": {**CONV, "latent_size": 4, "total_correlation_weight": 3.0},
-        "resnet": {**RESNET, "latent_size": 4, "dimension_kl_weight": 2.0, "total_correlation_warmup_steps": 4},
+        "resnet": {
+            **RESNET,
+            "latent_size": 4,
+            "dimension_kl_weight": 2.0,
+            "initial_kl_scale": 4.0,
+            "kl_decay_steps": 4,
+        },
         "mlp": {**MLP, "latent_size": 3, "total_correlation_weight": 1.0},
     },
     "hfae_factor_vae": {
         "conv": {**CONV, "latent_size": 4, "discriminator_hidden_sizes": (8, 6)},
-        "resnet": {**RESNET, "latent_size": 4, "total_correlation_warmup_steps": 4, "discriminator_hidden_sizes": (8,)},
+        "resnet": {**RESNET, "latent_size": 4, "initial_kl_scale": 4.0, "kl_decay_steps": 4, "kl_weight": 0.5},
     },
     "hfae_dip_vae": {
         "aggregate": {**CONV, "latent_size": 4},

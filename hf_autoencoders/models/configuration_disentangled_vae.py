@@ -44,9 +44,12 @@ class BetaTCVAEConfig(GaussianLatentConfig):
             Weight of KL(q(z) || prod_j q(z_j)), beta of Chen et al. 2018.
         dimension_kl_weight (`float`, *optional*, defaults to 1.0):
             Weight of sum_j KL(q(z_j) || p(z_j)), gamma of Chen et al. 2018.
-        total_correlation_warmup_steps (`int`, *optional*, defaults to 0):
-            Training steps (calls of `forward` in training mode) over which the weight of the total correlation goes
-            linearly from `mutual_information_weight` to its value. The count is saved with the model.
+        initial_kl_scale (`float`, *optional*, defaults to 1.0):
+            Factor on all three weights in the first training step. Begun high, only what matters most for the
+            reconstruction is encoded, in latents of their own; the rest joins as it falls.
+        kl_decay_steps (`int`, *optional*, defaults to 0):
+            Training steps (calls of `forward` in training mode) over which that factor falls, exponentially, to 1. The
+            count is saved with the model.
     """
 
     model_type = "hfae_beta_tcvae"
@@ -55,7 +58,8 @@ class BetaTCVAEConfig(GaussianLatentConfig):
     mutual_information_weight: float | int = validated_field(at_least(0), default=1.0)
     total_correlation_weight: float | int = validated_field(at_least(0), default=6.0)
     dimension_kl_weight: float | int = validated_field(at_least(0), default=1.0)
-    total_correlation_warmup_steps: int = validated_field(at_least(0), default=0)
+    initial_kl_scale: float | int = validated_field(at_least(0.01), default=1.0)
+    kl_decay_steps: int = validated_field(at_least(0), default=0)
 
 
 @strict
@@ -66,9 +70,14 @@ class FactorVAEConfig(GaussianLatentConfig):
     Args:
         total_correlation_weight (`float`, *optional*, defaults to 10.0):
             Weight of the discriminator's estimate of the total correlation, gamma of Kim & Mnih 2018.
-        total_correlation_warmup_steps (`int`, *optional*, defaults to 0):
-            Training steps (calls of `forward` in training mode) over which this weight grows linearly from 0. The count
-            is saved with the model.
+        kl_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the KL term; 1 in the paper.
+        initial_kl_scale (`float`, *optional*, defaults to 1.0):
+            Factor on the weight of the KL term in the first training step. Begun high, only what matters most for the
+            reconstruction is encoded, and the discriminator has few latents to tell apart; the rest joins as it falls.
+        kl_decay_steps (`int`, *optional*, defaults to 0):
+            Training steps (calls of `forward` in training mode) over which that factor falls, exponentially, to 1. The
+            count is saved with the model.
         discriminator_hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(256, 256, 256)`):
             Widths of the layers of the discriminator, which tells latents from latents whose dimensions were exchanged
             between images; Kim & Mnih have six of 1,000.
@@ -78,7 +87,9 @@ class FactorVAEConfig(GaussianLatentConfig):
 
     latent_size: int = validated_field(at_least(1), default=10)
     total_correlation_weight: float | int = validated_field(at_least(0), default=10.0)
-    total_correlation_warmup_steps: int = validated_field(at_least(0), default=0)
+    kl_weight: float | int = validated_field(at_least(0), default=1.0)
+    initial_kl_scale: float | int = validated_field(at_least(0.01), default=1.0)
+    kl_decay_steps: int = validated_field(at_least(0), default=0)
     discriminator_hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(256, 256, 256))
 
 

@@ -49,6 +49,11 @@ class DisentangledVAE(GaussianVAE):
         """
         raise NotImplementedError
 
+    def _kl_scale(self) -> torch.Tensor | float:
+        """`initial_kl_scale` in the first training step, 1 after `kl_decay_steps`."""
+        [progress] = self._progress(self.config.kl_decay_steps)
+        return self.config.initial_kl_scale ** (1 - progress)
+
     def _forward(
         self, pixel_values, epsilon, return_loss, output_hidden_states, permutation_noise=None
     ) -> DisentangledVAEOutput:
@@ -139,9 +144,8 @@ class BetaTCVAEModel(DisentangledVAE):
         total_correlation = (log_joint - log_marginals).mean()
         dimension_kl = (log_marginals - log_prior).mean()
         lowest = config.mutual_information_weight
-        [progress] = self._progress(config.total_correlation_warmup_steps)
-        extra = (config.total_correlation_weight - lowest) * progress
-        penalty = lowest * kl.mean() + extra * total_correlation + (config.dimension_kl_weight - lowest) * dimension_kl
+        penalty = lowest * kl.mean() + (config.total_correlation_weight - lowest) * total_correlation
+        penalty = self._kl_scale() * (penalty + (config.dimension_kl_weight - lowest) * dimension_kl)
         return penalty, {
             "mutual_information_loss": kl.mean() - total_correlation - dimension_kl,
             "total_correlation_loss": total_correlation,
@@ -204,9 +208,8 @@ class FactorVAEModel(DisentangledVAE):
         exchanged = exchange_dimensions(rows, noise)[place]
         together, apart = self.discriminator(own.to(dtype)), self.discriminator(exchanged.to(dtype))
         discriminator_loss = 0.5 * (F.softplus(-together) + F.softplus(apart)).mean()
-        [progress] = self._progress(self.config.total_correlation_warmup_steps)
-        weight = self.config.total_correlation_weight * progress
-        penalty = kl.mean() + weight * total_correlation + discriminator_loss
+        penalty = self.config.kl_weight * self._kl_scale() * kl.mean()
+        penalty = penalty + self.config.total_correlation_weight * total_correlation + discriminator_loss
         return penalty, {"total_correlation_loss": total_correlation, "discriminator_loss": discriminator_loss}
 
     @can_return_tuple
