@@ -326,6 +326,31 @@ def _reconstruct(arguments: argparse.Namespace) -> None:
             print(f"{path}  mean squared error {error:.6g}")
 
 
+def _cluster(arguments: argparse.Namespace) -> None:
+    import csv
+
+    import torch
+
+    if Path(arguments.output).resolve() in {Path(image).resolve() for image in arguments.images}:
+        raise Mistake(f"{arguments.output} is one of the input images: choose another file with --output")
+    model, processor = _load_model(arguments)
+    _require(model, "cluster", arguments, "no clusters")
+    if arguments.variable >= model.config.num_variables:
+        last = model.config.num_variables - 1
+        raise Mistake(f"--variable {arguments.variable}: {arguments.model} has variables from 0 to {last}")
+    pixel_values = _read_images(processor, arguments.images, model.device)
+    with torch.no_grad():
+        parts = [model.encode(part).probabilities for part in pixel_values.split(arguments.batch_size)]
+    scores, clusters = torch.cat(parts)[:, arguments.variable].float().max(1)
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    with open(arguments.output, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("image", "cluster", "score"))
+        for path, cluster, score in zip(arguments.images, clusters.tolist(), scores.tolist(), strict=True):
+            rows.writerow((path, cluster, f"{score:.6g}"))
+    print(f"written to {arguments.output}")
+
+
 def _sample(arguments: argparse.Namespace) -> None:
     import torch
 
@@ -1106,6 +1131,19 @@ def _parser() -> argparse.ArgumentParser:
     reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
     batch_size(reconstruct)
     output(reconstruct, None, "folder of the reconstructions, PNG of the model's size under the names of the inputs")
+
+    cluster = verb("cluster", _cluster, "say into which cluster of a model image files fall")
+    model(cluster)
+    cluster.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    cluster.add_argument(
+        "--variable",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="which one-hot variable, where there are several",
+    )
+    batch_size(cluster)
+    output(cluster, "clusters.csv", "CSV file: image, cluster, and the probability of it as score")
 
     sample = verb("sample", _sample, "draw new images from a model with a prior")
     model(sample)

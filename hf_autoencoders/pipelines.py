@@ -8,6 +8,9 @@ restore = pipeline("image-reconstruction", model="path/or/hub-id")
 restore("digit.png")                       # a PIL image; a list of images gives a list
 restore("digit.png", output_type="dict")   # {"image": PIL image, "mean_squared_error": float, "latents": tensor, ...}
 
+cluster = pipeline("image-clustering", model="path/or/hub-id")
+cluster(["digit.png", "other.png"])        # [{"cluster": 3, "score": 0.98}, ...]
+
 summarize = pipeline("text-summarization", model="path/or/hub-id")
 summarize("A long sentence ...", num_words=8)              # [{"summary_text": "...", "num_words": 8}]
 summarize(["A long sentence ...", "Another"], ratio=0.4)   # one such dictionary for each
@@ -37,6 +40,7 @@ from .publishing import vocabulary_problem
 logger = logging.get_logger(__name__)
 
 IMAGE_RECONSTRUCTION = "image-reconstruction"
+IMAGE_CLUSTERING = "image-clustering"
 TEXT_SUMMARIZATION = "text-summarization"  # "summarization" alone is a task that transformers 5 removed, and refuses
 VOICE_CONVERSION = "voice-conversion"
 TOKENS_PER_WORD = 8  # at most, on average over the words of a summary
@@ -85,6 +89,53 @@ class ImageReconstructionPipeline(Pipeline):
         difference = reconstruction.float() - model_outputs["pixel_values"].float()
         result = {"image": image, "mean_squared_error": difference.square().mean().item()}
         return result | {name: model_outputs[name][0] for name in ("latents", "codes") if name in model_outputs}
+
+
+class ImageClusteringPipeline(Pipeline):
+    """Images to the clusters of an auto-encoder with a one-hot code, which are numbers without a name.
+
+    Called with one image (path, URL, base64 text or PIL image), a list of them or a dataset column. `batch_size`
+    batches them. The answer for each is `cluster` (int, from 0) and `score` (float): the model's probability of it.
+
+    Args, at construction or in the call:
+        variable (`int`, *optional*, defaults to 0): which of the one-hot variables, where there are several.
+        timeout (`float`, *optional*): seconds to wait for an image from the web.
+
+    Raises:
+        ValueError: a model without clusters, or without such a variable.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model, "cluster"):
+            raise ValueError(
+                f"{type(self.model).__name__} has no cluster: expected a categorical auto-encoder or JointVAE of "
+                "hf_autoencoders"
+            )
+
+    def _sanitize_parameters(self, variable: int | None = None, timeout: float | None = None, **unknown):
+        if unknown:
+            raise TypeError(f"unknown argument(s) {', '.join(unknown)}: this pipeline takes variable and timeout")
+        count = getattr(self.model.config, "num_variables", 1)
+        if variable is not None and not 0 <= variable < count:
+            raise ValueError(f"expected a variable from 0 to {count - 1}, got {variable}")
+        preprocess = {} if timeout is None else {"timeout": timeout}
+        return preprocess, {}, {} if variable is None else {"variable": variable}
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
+        return self.image_processor(load_image(image, timeout=timeout), return_tensors="pt")
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"probabilities": self.model.encode(model_inputs["pixel_values"]).probabilities}
+
+    def postprocess(self, model_outputs: dict[str, Any], variable: int = 0) -> dict[str, Any]:
+        score, cluster = model_outputs["probabilities"][0, variable].float().max(0)
+        return {"cluster": cluster.item(), "score": score.item()}
 
 
 class TextSummarizationPipeline(Pipeline):
@@ -348,6 +399,7 @@ def register() -> None:
     known = PIPELINE_REGISTRY.get_supported_tasks()
     for task, pipeline_class, auto_class, kind in (
         (IMAGE_RECONSTRUCTION, ImageReconstructionPipeline, AutoModel, "image"),
+        (IMAGE_CLUSTERING, ImageClusteringPipeline, AutoModel, "image"),
         (TEXT_SUMMARIZATION, TextSummarizationPipeline, AutoModelForSeq2SeqLM, "text"),
         (VOICE_CONVERSION, VoiceConversionPipeline, AutoModel, "audio"),
     ):

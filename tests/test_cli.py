@@ -1,5 +1,6 @@
 """The command line as a user meets it: verbs, outputs, and one line for every mistake."""
 
+import csv
 import inspect
 import io
 import itertools
@@ -21,7 +22,16 @@ from safetensors.numpy import load_file
 from transformers import pipeline
 
 import hf_autoencoders
-from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel, cli
+from hf_autoencoders import (
+    AutoencoderConfig,
+    AutoencoderImageProcessor,
+    AutoencoderModel,
+    VAEConfig,
+    VAEModel,
+    VQVAEConfig,
+    VQVAEModel,
+    cli,
+)
 from hf_autoencoders.data import image_arrays, load_corpus, load_text_pools
 from hf_autoencoders.evaluation import evaluate
 from hf_autoencoders.evaluation.summaries import evaluate_summarizer, format_table
@@ -277,6 +287,27 @@ def test_reconstruct_writes_an_image_for_each_input(folders, digit_files, tmp_pa
     for index in range(3):
         one, all_ = (np.asarray(Image.open(tmp_path / d / f"digit{index}.png")).astype(int) for d in ("one", "out"))
         assert np.abs(one - all_).max() <= 1
+
+
+def test_cluster_writes_a_line_for_each_input(folders, digit_files, tmp_path, capsys):
+    model = tiny.model("categorical_autoencoder-conv", num_variables=2)
+    model.save_pretrained(tmp_path / "model")
+    output = tmp_path / "new" / "clusters.csv"
+    argv = ["cluster", str(tmp_path / "model"), *digit_files, "-o", str(output), "--batch_size", "2"]
+    assert f"written to {output}" in run(capsys, *argv, "--variable", "1")
+    with open(output, newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["image"] for line in lines] == digit_files
+    processor = AutoencoderImageProcessor.for_model(model.config)
+    with torch.no_grad():
+        encoded = model.encode(processor(digit_files, return_tensors="pt")["pixel_values"])
+    assert [int(line["cluster"]) for line in lines] == encoded.codes[:, 1].tolist()
+    expected = encoded.probabilities[:, 1].amax(1).tolist()
+    assert [float(line["score"]) for line in lines] == pytest.approx(expected, rel=1e-4)
+    assert "variables from 0 to 1" in fail(capsys, *argv, "--variable", "2")
+    assert "which has no clusters" in fail(capsys, "cluster", folders["vae"], *digit_files, "-o", str(output))
+    argv = ["cluster", str(tmp_path / "model"), *digit_files, "-o", digit_files[0]]
+    assert "is one of the input images" in fail(capsys, *argv)
 
 
 def test_sample_and_interpolate_draw_pictures(folders, digit_files, tmp_path, capsys):

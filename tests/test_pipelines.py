@@ -1,5 +1,4 @@
-"""Pipelines: our own image-reconstruction, text-summarization and voice-conversion, and the stock
-image-feature-extraction."""
+"""Pipelines: our own of images, text-summarization and voice-conversion, and the stock image-feature-extraction."""
 
 import io
 import subprocess
@@ -116,6 +115,36 @@ def test_wrong_options_are_refused(folders, images):
 def test_the_pipeline_leaves_no_gradients(folders, images):
     restore = pipeline("image-reconstruction", model=folders["vqvae"], device="cpu", output_type="dict")
     assert not restore(images[0])["latents"].requires_grad
+
+
+@pytest.mark.parametrize("name", ["categorical_autoencoder-resnet", "joint_vae-resnet"])
+def test_clustering_equals_the_model(name, tmp_path):
+    model = tiny.model(name)
+    model.save_pretrained(tmp_path)
+    AutoencoderImageProcessor.for_model(model.config).save_pretrained(tmp_path)
+    height, width = model.config.input_shape[1:]
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (height, width), dtype=np.uint8)) for _ in range(3)]
+    cluster = pipeline("image-clustering", model=str(tmp_path), device="cpu", batch_size=2)
+    pixel_values = cluster.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        probabilities = model.encode(pixel_values).probabilities
+    for variable in range(2):
+        results = cluster(images, variable=variable)
+        assert [result["cluster"] for result in results] == model.cluster(pixel_values, variable).tolist()
+        scores = [result["score"] for result in results]
+        assert scores == pytest.approx(probabilities[:, variable].amax(1).tolist(), rel=1e-4)
+        assert all(set(result) == {"cluster", "score"} for result in results)
+    assert cluster(images[0])["cluster"] == model.cluster(pixel_values[:1]).item()
+    with pytest.raises(ValueError, match="expected a variable from 0 to 1, got 2"):
+        cluster(images[0], variable=2)
+    with pytest.raises(TypeError, match="colour"):
+        cluster(images[0], colour=True)
+
+
+def test_models_without_clusters_are_refused(folders):
+    with pytest.raises(ValueError, match="VAEModel has no cluster"):
+        pipeline("image-clustering", model=folders["vae"], device="cpu")
 
 
 # -- text

@@ -31,16 +31,23 @@ TINY = {
     "autoencoder": ["--hidden_sizes", "8", "--latent_size", "4", "--noise", "gaussian", "--contractive_weight", "0.1"],
     "vae": ["--hidden_sizes", "8", "--latent_size", "4", "--dynamic_binarization"],
     "vqvae": ["--hidden_sizes", "8", "--codebook_size", "16", "--embedding_dim", "4"],
+    # two optimizers
+    "factor_vae": "--variant factor_vae --hidden_sizes 8 --latent_size 4 --discriminator_hidden_sizes 8".split(),
+    # categories that start from groups of fine ones at the end of step 4
+    "categorical_autoencoder": [
+        *"--variant categorical_autoencoder --hidden_sizes 8 --num_categories 3 --mutual_information_weight 5".split(),
+        *"--num_fine_categories 5 --fine_steps 4".split(),
+    ],
 }
 QUICK = "--use_cpu --disable_progress_bar --no_final_evaluation --num_pictures 0 --batch_size 32".split()
 STEPS = "--max_steps 9 --logging_steps 2 --eval_steps 4 --save_steps 3".split()
 
 
 def script(variant: str):
-    """The module `training/train_<variant>.py`."""
+    """The module `training/train_<family>.py` that trains a variant."""
     if str(ROOT / "training") not in sys.path:
         sys.path.insert(0, str(ROOT / "training"))
-    return importlib.import_module(f"train_{variant}")
+    return importlib.import_module(f"train_{VARIANTS[f'hfae_{variant}'].family}")
 
 
 def train(variant: str, output_dir, *flags: str) -> Path:
@@ -112,10 +119,11 @@ def refused(capsys, *argv: str, variant: str = "vqvae") -> str:
 @pytest.mark.parametrize("variant", TINY)
 def test_help_explains_every_flag(variant, capsys):
     with pytest.raises(SystemExit) as end:
-        script(variant).main(["--help"])
+        script(variant).main([*(["--variant", variant] if "--variant" in TINY[variant] else []), "--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert f"accelerate launch training/train_{variant}.py" in text  # the docstring's command lines, unwrapped
+    name = script(variant).__name__
+    assert f"accelerate launch training/{name}.py" in text  # the docstring's command lines, unwrapped
     entries = re.findall(r"^  (--\w+).*?\n((?: {20,}.*\n)*)", text, re.MULTILINE)
     fields = re.findall(r"^  (--\w+)", text, re.MULTILINE)
     assert len(fields) > 60 and not [name for name, words in entries if not words.strip() and f"{name} " not in text]
