@@ -17,7 +17,7 @@ from pathlib import Path
 from . import __version__
 
 PROGRAM = "hf-autoencoders"
-METRICS, RUN = "metrics.json", "run.json"  # beside the weights of a published model
+METRICS, RUN, LATENT_PAGE = "metrics.json", "run.json", "latent_report"  # beside the weights of a published model
 BATCH_SIZE = 500  # of evaluation.evaluate; a test holds them equal
 TEXT_BATCH_SIZE, NUM_BEAMS = 64, 4  # of evaluation.summaries, likewise
 IMPORTANCE_SAMPLES = 200
@@ -288,15 +288,17 @@ def _content_of(model, arguments: argparse.Namespace, has_codes: bool) -> str:
 
 
 def _latent_report(arguments: argparse.Namespace) -> None:
-    from .evaluation.latent_report import format_latent_report, latent_report
+    from .evaluation.latent_report import format_latent_report, latent_report, report_beside
 
+    folder = Path(arguments.model) if Path(arguments.model).is_dir() and not arguments.output else None
+    write, output = (report_beside, folder) if folder else (latent_report, Path(arguments.output or LATENT_PAGE))
     model, processor = _load_model(arguments)
     (images,) = _load_images(arguments, processor, [arguments.split], factors=True)
     try:
-        report = latent_report(
+        report = write(
             model,
             images,
-            arguments.output,
+            output,
             corpus=_corpus(arguments, images),
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -306,7 +308,9 @@ def _latent_report(arguments: argparse.Namespace) -> None:
     except ValueError as error:  # no factors in the corpus, or no parts in the code
         raise Mistake(str(error)) from error
     print(format_latent_report(report))
-    print(f"written to {Path(arguments.output) / 'index.html'}")
+    print(f"written to {(folder / LATENT_PAGE if folder else output) / 'index.html'}")
+    if folder:
+        _renew_card(folder, model.config.model_type)
 
 
 def _reconstruct(arguments: argparse.Namespace) -> None:
@@ -754,7 +758,7 @@ def _take_over(arguments: argparse.Namespace, run: dict, flags: tuple[str, ...],
 
 
 def _renew_card(folder: Path, model_type: str) -> None:
-    """Put the numbers into the card of a model folder, unless that has none or its owner's."""
+    """Put what was measured into the card of a model folder, unless that has none or its owner's."""
     from .publishing import CARD, VARIANTS, write_card
 
     if (folder / CARD).is_file() and model_type in VARIANTS:
@@ -1036,7 +1040,8 @@ def _parser() -> argparse.ArgumentParser:
         _evaluate,
         "measure a model and write one JSON",
         "Of images: reconstruction for every model, likelihood for VAEs, code usage for discrete codes, PCA of the "
-        "same size or of equal bits, and a linear probe where there are labels. Of texts: ROUGE, readability, length "
+        "same size or of equal bits, a linear probe where there are labels, how well dimensions match the factors of "
+        "the corpus, how well clusters match labels, the entropy of bits. Of texts: ROUGE, readability, length "
         "and reconstruction of the summaries, beside what needs no training. Of speech: do conversions take the voice "
         "and keep the word, in the ears of judges made of real recordings, and what do content and speaker know of "
         "each other; or how much codes are like phones. On a model folder the numbers go into "
@@ -1117,14 +1122,21 @@ def _parser() -> argparse.ArgumentParser:
         "write a page that says what each part of a code of images stands for",
         "Which dimension, bit or class knows which factor of the images, how much of it and how surely, with pictures "
         "of what changes when it changes. Factors are columns of whole numbers with few values, the classes among "
-        "them. Written are index.html with its pictures, latent_report.json and latent_report.md.",
+        "them. Written are index.html with its pictures, latent_report.json and latent_report.md. In a model folder "
+        "the last becomes a part of the card, where that has a place for it, and publish uploads them all; --output "
+        "keeps them apart.",
     )
     model(report)
     corpus(report, "encode", speech=False)
     factor_columns(report)
     batch_size(report)
     seed(report)
-    output(report, None, "folder of the page")
+    report.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help=f"folder of the page; MODEL/{LATENT_PAGE} for a folder, else ./{LATENT_PAGE}",
+    )
 
     reconstruct = verb("reconstruct", _reconstruct, "pass image files through a model and back")
     model(reconstruct)

@@ -5,8 +5,9 @@
 
 Such a folder holds `config.json` with a full `auto_map`, `model.safetensors`, `preprocessor_config.json` or a
 tokenizer, the code that these name, `README.md` (the model card) and, where they are there, `metrics.json`, `run.json`,
-`recipe.yaml`, pictures and sounds. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled
-with what configuration, run and metrics say. What was not measured is not in it. Whoever edits a card takes its first
+`recipe.yaml`, pictures and sounds, and what the latents mean: `latent_report.md`, a part of the card, with its page and
+pictures in `latent_report/`. The card is a function of the folder: the text of `model_cards/<variant>.md`, filled with
+what configuration, run and metrics say. What was not measured is not in it. Whoever edits a card takes its first
 comment line out, and owns it then.
 
 `model.save_pretrained` and `model.push_to_hub` lead here too (`models/portable.py`).
@@ -38,7 +39,8 @@ CONFIG, PROCESSOR, CARD = "config.json", "preprocessor_config.json", "README.md"
 GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")  # what `AutoTokenizer` needs
 TOKENIZER_FILES = (*TOKENIZER, "special_tokens_map.json")  # the last one of versions of transformers before 5
-METRICS, RUN, RECIPE, LATENT_REPORT = "metrics.json", "run.json", "recipe.yaml", "latent_report.md"
+METRICS, RUN, RECIPE = "metrics.json", "run.json", "recipe.yaml"
+LATENT_REPORT, LATENT_PAGE = "latent_report.md", "latent_report"  # of the card, and the folder of its page and pictures
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
     "reconstructions.png": "Validation images (above) and their reconstructions (below).",
@@ -122,7 +124,7 @@ def save_for_hub(
             arguments = run.get("arguments", {})
             run["arguments"] = {name: value for name, value in arguments.items() if name not in PRIVATE_ARGUMENTS}
             _write_json(folder / RUN, run)
-        kept = [*PICTURES, CARD, *_sounds(output_dir)]
+        kept = [*PICTURES, CARD, LATENT_REPORT, *_sounds(output_dir)]
         if processor is None:
             kept += TOKENIZER_FILES
             if variant.modality == "audio":
@@ -163,10 +165,13 @@ def save_processor(config, folder: str | os.PathLike) -> dict[str, str]:
 
 
 def published_files(folder: str | os.PathLike) -> list[str]:
-    """The names of the files that [`push_folder`] uploads: of a folder that may hold checkpoints and logs as well."""
+    """The files that [`push_folder`] uploads, relative to the folder, which may hold checkpoints and logs as well."""
     folder = Path(folder)
     names = [CONFIG, GENERATION, PROCESSOR, *TOKENIZER_FILES, CARD, METRICS, RUN, RECIPE, WEIGHTS, WEIGHTS_INDEX]
-    names += [*PICTURES, *_sounds(folder)]
+    names += [*PICTURES, *_sounds(folder), LATENT_REPORT]
+    page = folder / LATENT_PAGE
+    names += [file.relative_to(folder).as_posix() for file in (page / "index.html", page / f"{LATENT_PAGE}.json")]
+    names += [file.relative_to(folder).as_posix() for file in page.glob("*.png")]
     names += [file.name for file in (*folder.glob("model-*-of-*.safetensors"), *_code_files(folder))]
     return sorted(name for name in set(names) if (folder / name).is_file())
 
@@ -364,8 +369,24 @@ METRIC_NAMES = {
     "train_code_usage": "Share of the codes in use, training split",
     "train_code_perplexity": "Code perplexity, training split",
     "bits_per_image": "Bits per image",
+    "bit_entropy_mean": "Entropy of a bit, mean, bits",
+    "bit_entropy_min": "Entropy of a bit, smallest, bits",
     "linear_probe_accuracy": "Linear probe on the latents, accuracy",
     "accuracy": "Accuracy",
+    "mig": "MIG (mutual information gap)",
+    "dci_disentanglement": "DCI disentanglement",
+    "dci_completeness": "DCI completeness",
+    "dci_informativeness": "DCI informativeness",
+    "sap": "SAP",
+    "factor_vae_score": "FactorVAE score",
+    "beta_vae_score": "beta-VAE score",
+    "modularity": "Modularity",
+    "num_active_dims": "Latent dimensions whose mean varies (variance above 0.05)",
+    "cluster_accuracy": "Clusters and classes: accuracy (ACC)",
+    "cluster_nmi": "Clusters and classes: normalised mutual information (NMI)",
+    "cluster_ari": "Clusters and classes: adjusted Rand index (ARI)",
+    "class_purity": "Images whose class is the commonest one of their cluster, share",
+    "num_clusters_used": "Clusters in use",
     "rouge1": "ROUGE-1, F1 x 100",
     "rouge2": "ROUGE-2, F1 x 100",
     "rougeL": "ROUGE-L, F1 x 100",
@@ -427,6 +448,7 @@ METRIC_NAMES = {
     "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
+OTHERS = {"pca": "PCA", "ica": "ICA", "kmeans": "k-means"}  # prefix of a baseline -> whose number it is
 UNITS = {"image": "images", "text": "texts", "audio": "clips"}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
@@ -434,6 +456,21 @@ PIPELINE_TAGS = {
     "AutoModelForSeq2SeqLM": "summarization",
 }
 INDEXED_METRIC = re.compile(r"(train_)?code_(usage|perplexity)_\d+")  # of one codebook of several: not in the card
+
+
+def metric_name(name: str) -> str:
+    """What a number of `metrics.json` is called in the card: its own name where nobody gave it another.
+
+    A baseline that is a metric of the model for another code, "pca_mig", is called as that.
+    """
+    if name in METRIC_NAMES:
+        return METRIC_NAMES[name]
+    if name.startswith("mig_"):
+        return f"MIG of the factor `{name.removeprefix('mig_')}`"
+    who, _, rest = name.partition("_")
+    if who in OTHERS and rest in METRIC_NAMES:
+        return f"{OTHERS[who]}: {METRIC_NAMES[rest]}"
+    return f"`{name}`"
 
 
 def read_metrics(metrics: Mapping | str | os.PathLike, variant: Variant | None = None) -> dict:
@@ -481,6 +518,12 @@ def _latent_report(folder: Path) -> str:
     """What a report of the latents, if one lies in the folder, says of them in Markdown."""
     file = folder / LATENT_REPORT
     return file.read_text("utf-8").strip() + "\n" if file.is_file() else ""
+
+
+def shows_latent_report(variant: Variant) -> bool:
+    """Whether the card of a variant has a place for what each of its latents means: where the variant promises that
+    they mean something."""
+    return "{{ latent_report }}" in card_template(variant)
 
 
 def write_card(folder: str | os.PathLike, *, model_id: str | None = None, tags: Sequence[str] = ()) -> None:
@@ -587,7 +630,7 @@ def _eval_results(metrics: Mapping, pipeline_tag: str) -> list[EvalResult]:
             dataset_split=corpus.get("split"),
             dataset_revision=corpus.get("revision"),
             metric_type=name,
-            metric_name=METRIC_NAMES.get(name, name),
+            metric_name=metric_name(name).replace("`", ""),
             metric_value=value,
         )
         for name, value in metrics["metrics"].items()
@@ -608,7 +651,7 @@ def _evaluation_section(metrics: Mapping, unit: str) -> str:
             else:
                 in_table = any(name.startswith(f"{row['name']}_") for row in table)
             if not INDEXED_METRIC.fullmatch(name) and not in_table:
-                rows.append(f"| {METRIC_NAMES.get(name, f'`{name}`')}{note} | {_number(value)} |")
+                rows.append(f"| {metric_name(name)}{note} | {_number(value)} |")
     corpus = metrics.get("corpus") or {}
     facts = []
     if corpus.get("name"):

@@ -1,4 +1,4 @@
-"""Training runs on images: corpus, pictures at each evaluation, and the measurements of the finished model.
+"""Training runs on images: corpus, pictures at each evaluation, and measurements and latents of the finished model.
 
 Everything else about a run is in `training_run`.
 """
@@ -24,11 +24,15 @@ from .data.images import (
     to_pixel_values,
 )
 from .evaluation.evaluate import evaluate_model
+from .evaluation.latent_report import corpus_factors, report_beside
 from .evaluation.pictures import image_grid, reconstruction_grid
 from .models.image_processing_autoencoder import AutoencoderImageProcessor
+from .publishing import shows_latent_report
 from .training_arguments import without_folder
 from .training_parts import ImageBatch
 from .training_run import TrainingError, TrainingRun, as_training_error, read_rows
+
+REPORT_ROWS, REPORT_IMAGES = 2_000, 3  # of the latent report of a finished model
 
 
 class ImageTrainingRun(TrainingRun):
@@ -129,16 +133,19 @@ class ImageTrainingRun(TrainingRun):
                 if hasattr(tracker, "log_images"):
                     tracker.log_images({name: np.asarray(picture.convert("RGB"))[None]}, step=self.step)
 
-    def _measure(self, model: torch.nn.Module) -> dict[str, Any]:
+    def _described_corpus(self) -> dict[str, str]:
+        """What the finished model is measured on."""
         corpus = self.arguments.corpus
         described = {"name": without_folder(corpus.dataset), "split": "validation"}
         described |= {"config_name": corpus.dataset_config_name} if corpus.dataset_config_name else {}
-        described |= {"revision": corpus.dataset_revision} if corpus.dataset_revision else {}
+        return described | ({"revision": corpus.dataset_revision} if corpus.dataset_revision else {})
+
+    def _measure(self, model: torch.nn.Module) -> dict[str, Any]:
         return evaluate_model(
             model,
             self.train,
             self.validation,
-            corpus=described,
+            corpus=self._described_corpus(),
             num_importance_samples=self.options.num_importance_samples,
             seed=self.options.seed,
             command=self.arguments.command,
@@ -147,6 +154,28 @@ class ImageTrainingRun(TrainingRun):
     def _write_examples(self, model: torch.nn.Module, folder: Path) -> None:
         for name, picture in self.pictures(model).items():
             picture.save(folder / f"{name}.png")
+        if self.options.final_evaluation and self._can_report():
+            report_beside(
+                model,
+                self.validation,
+                folder,
+                corpus=self._described_corpus(),
+                num_images=REPORT_IMAGES,
+                max_rows=REPORT_ROWS,
+                seed=self.options.seed,
+                command=self.arguments.command,
+            )
+
+    def _can_report(self) -> bool:
+        """Whether to write what each latent means: where the variant's card has a place for it, which those have whose
+        latents are made to mean something, and the corpus knows something of its images that can be drawn."""
+        if not shows_latent_report(self.arguments.variant) or self.config.num_channels not in (1, 3):
+            return False
+        try:
+            rows, _, _ = corpus_factors(self.validation)
+        except ValueError:  # no factors, no labels
+            return False
+        return len(rows) > 0
 
     def pictures(self, model: torch.nn.Module) -> dict[str, Any]:
         """PIL images by name: validation images over their reconstructions and, where there is a prior, samples.

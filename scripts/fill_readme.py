@@ -1,10 +1,14 @@
 """Write the measured numbers of `docs/results/*.json` into the README, so that no number is typed by hand.
 
-Each file is the `metrics.json` of one run, copied as it was written. `make style` rewrites what stands between the two
-marks in the README; `make check` fails while the two differ.
+Each file is the `metrics.json` of one run, copied as it was written. Runs of one recipe with different seeds are called
+NAME_seed0.json, NAME_seed1.json and so on, and share a row: the mean, and in brackets each of them. `make style`
+rewrites what stands between the two marks in the README; `make check` fails while the two differ.
 """
 
 import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_autoencoders.publishing import format_table
@@ -28,14 +32,42 @@ MEASURED = {
     "bits_per_image": "{:.0f} bits an image",
     "train_code_usage": "{:.1%} of codes used (training split)",
     "train_code_perplexity": "perplexity {:.0f}",
+    "bit_entropy_mean": "{:.2f} bits of entropy a bit",
+    "bit_entropy_min": "the least {:.2f}",
+    "mig": "MIG {:.3f}",
+    "factor_vae_score": "FactorVAE score {:.3f}",
+    "dci_disentanglement": "DCI disentanglement {:.3f}",
+    "sap": "SAP {:.3f}",
+    "beta_vae_score": "beta-VAE score {:.3f}",
+    "modularity": "modularity {:.3f}",
+    "cluster_accuracy": "ACC {:.1%}",
+    "cluster_nmi": "NMI {:.3f}",
+    "cluster_ari": "ARI {:.3f}",
     "linear_probe_accuracy": "linear probe {:.2%}",
 }
 COMPARED = {
     "pca_same_size_mse": "PCA of the same size: MSE {:.5f}",
     "pca_equal_bits_mse": "PCA of equal bits: MSE {:.5f}",
+    "pca_mig": "PCA: MIG {:.3f}",
+    "pca_factor_vae_score": "FactorVAE score {:.3f}",
+    "pca_dci_disentanglement": "DCI disentanglement {:.3f}",
+    "pca_sap": "SAP {:.3f}",
+    "pca_beta_vae_score": "beta-VAE score {:.3f}",
+    "pca_modularity": "modularity {:.3f}",
+    "ica_mig": "ICA: MIG {:.3f}",
+    "ica_factor_vae_score": "FactorVAE score {:.3f}",
+    "ica_dci_disentanglement": "DCI disentanglement {:.3f}",
+    "ica_sap": "SAP {:.3f}",
+    "ica_beta_vae_score": "beta-VAE score {:.3f}",
+    "ica_modularity": "modularity {:.3f}",
+    "kmeans_cluster_accuracy": "k-means on pixels: ACC {:.1%}",
+    "kmeans_cluster_nmi": "NMI {:.3f}",
+    "kmeans_cluster_ari": "ARI {:.3f}",
     "pca_same_size_linear_probe_accuracy": "probe on PCA {:.2%}",
     "raw_pixels_linear_probe_accuracy": "probe on pixels {:.2%}",
 }
+# Of codes made of bits, "codes used" would count the two values of a bit: its entropy says more.
+NOT_OF_BITS = {"train_code_usage", "train_code_perplexity"}
 
 # Of models of speech, what is not in their tables.
 MEASURED_SPEECH = {
@@ -56,9 +88,33 @@ COMPARED_SPEECH = {
 }
 
 
-def sentence(shown: dict[str, str], values: dict[str, float]) -> str:
-    """The numbers of `values` that `shown` knows, in its order, as one line."""
-    return ", ".join(text.format(values[name]) for name, text in shown.items() if name in values)
+def sentence(shown: Mapping[str, str], *runs: Mapping[str, float]) -> str:
+    """The numbers that all `runs` have and `shown` knows, in its order, as one line.
+
+    Of several runs the mean, and each of them in brackets where they do not read alike.
+    """
+    names = [name for name in shown if all(name in values for values in runs)]
+    return ", ".join(_number(shown[name], [values[name] for values in runs]) for name in names)
+
+
+def _number(text: str, values: Sequence[float]) -> str:
+    """`text`, "MIG {:.3f}", of one value, or of the mean of several with each of them: "MIG 0.250 (0.200, 0.300)"."""
+    before, number, after = re.fullmatch(r"(.*)(\{:[^{}]*\})(.*)", text).groups()
+    each = [number.format(value) for value in values]
+    if len(set(each)) == 1:
+        return before + each[0] + after
+    return f"{before}{number.format(statistics.fmean(values))} ({', '.join(each)}){after}"
+
+
+def same_but_for_seed(files: Sequence[Path]) -> list[list[Path]]:
+    """Files whose names differ only in the number of `_seedN` together, by seed; the groups in the order of `files`."""
+    groups: dict[Path, list[tuple[int, Path]]] = {}
+    for file in files:
+        found = re.fullmatch(r"(.+)_seed(\d+)", file.stem)
+        name, seed = (found[1], int(found[2])) if found else (file.stem, 0)
+        # a file without a seed in its name stands alone
+        groups.setdefault(file.with_name(f"{name}_seed" if found else name), []).append((seed, file))
+    return [[file for _, file in sorted(group)] for group in groups.values()]
 
 
 def command(result: dict) -> str:
@@ -75,21 +131,42 @@ def circumstances(result: dict) -> list[str]:
     return [f"seed {result['seed']}", result["machine"], version, result["date"][:10]]
 
 
+def what(result: dict) -> tuple[str, str]:
+    """What was measured on what: the second and third cell of a row."""
+    corpus = result["corpus"]
+    return result["name"], f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
+
+
 def results_table(files: list[Path]) -> str:
-    """Markdown: one row for each result, and below, numbered alike, how each was obtained."""
+    """Markdown: one row for each result, several seeds in one, and below, numbered alike, how each was obtained.
+
+    Raises:
+        ValueError: files that differ by their seed only, of different models or corpora.
+    """
     if not files:
         return "No results are committed yet."
     rows = ["| | variant | corpus | measured | for comparison |", "|---|---|---|---|---|"]
-    results = [json.loads(file.read_text()) for file in files]
-    shared = [fact for fact in circumstances(results[0]) if all(fact in circumstances(result) for result in results)]
+    results = {file: json.loads(file.read_text()) for file in files}
+    shared = circumstances(results[files[0]])
+    shared = [fact for fact in shared if all(fact in circumstances(result) for result in results.values())]
     notes = []
-    for number, result in enumerate(results, start=1):
-        corpus = result["corpus"]
-        place = f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
-        measured, compared = sentence(MEASURED, result["metrics"]), sentence(COMPARED, result["baselines"])
-        rows.append(f"| {number} | {result['name']} | {place} | {measured} | {compared} |")
-        own = [fact for fact in circumstances(result) if fact not in shared]
-        notes.append(f"{number}. " + "; ".join([f"`{command(result)}`", *own]))
+    for number, group in enumerate(same_but_for_seed(files), start=1):
+        runs = [results[file] for file in group]
+        if len({what(run) for run in runs}) > 1:
+            raise ValueError(f"{', '.join(file.name for file in group)} are not of one model on one corpus")
+        name, place = what(runs[0])
+        if len(runs) > 1:
+            name += f", {len(runs)} seeds: mean (each)"
+        metrics = [run["metrics"] for run in runs]
+        if all("bit_entropy_mean" in values for values in metrics):
+            metrics = [{k: v for k, v in values.items() if k not in NOT_OF_BITS} for values in metrics]
+        measured, compared = sentence(MEASURED, *metrics), sentence(COMPARED, *(run["baselines"] for run in runs))
+        rows.append(f"| {number} | {name} | {place} | {measured} | {compared} |")
+        hows = []
+        for run in runs:
+            own = [fact for fact in circumstances(run) if fact not in shared]
+            hows.append("; ".join([f"`{command(run)}`", *own]))
+        notes.append(f"{number}. {hows[0]}" if len(hows) == 1 else "\n   - ".join([f"{number}. {name}:", *hows]))
     how = f"How each number was obtained ({'; '.join(shared)}):" if shared else "How each number was obtained:"
     return "\n".join([*rows, "", how, "", *notes])
 

@@ -244,6 +244,33 @@ def test_latent_report_reads_factors_by_their_names(folders, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_latent_report_of_a_folder_becomes_a_part_of_it(folders, tmp_path, capsys, monkeypatch):
+    """Beside the weights, in the card and among what is published; elsewhere with -o, and of no model folder here."""
+    from hf_autoencoders import BinaryAutoencoderConfig, BinaryAutoencoderModel
+    from hf_autoencoders.publishing import published_files
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = BinaryAutoencoderConfig(image_size=8, architecture="mlp", hidden_sizes=(16,), num_bits=3)
+    BinaryAutoencoderModel(config).save_pretrained("model")
+    before = Path("model/README.md").read_text()
+    run(capsys, "latent-report", "model", "digits", "-o", "elsewhere")
+    assert Path("model/README.md").read_text() == before and not Path("model/latent_report").exists()
+    printed = run(capsys, "latent-report", "model", "digits")
+    assert "written to model/latent_report/index.html" in printed and not Path("latent_report").exists()
+    text = Path("model/latent_report.md").read_text().strip()
+    assert text in Path("model/README.md").read_text() and text not in before
+    files = published_files("model")
+    assert {"latent_report.md", "latent_report/index.html", "latent_report/bit_0.png"} <= set(files)
+    Path("model/README.md").write_text("Mine.")
+    run(capsys, "latent-report", "model", "digits", "--seed", "1")
+    assert Path("model/README.md").read_text() == "Mine."
+    shutil.rmtree("model/latent_report")
+    message = fail(capsys, "latent-report", "model", "digits", "--factor_columns", "none", "--label_column", "none")
+    assert "no column of the corpus says what its images show" in message
+    assert not Path("model/latent_report").exists() and not list(Path("model").glob(".report-*"))
+
+
 def test_evaluate_puts_the_numbers_where_publish_takes_them_from(trained, capsys, monkeypatch, tmp_path):
     from hf_autoencoders.publishing import published_files, save_for_hub
 

@@ -102,8 +102,20 @@ def test_kmeans_finds_what_lies_apart_and_much_of_the_digits():
     assert 0.7 < clustering_metrics(clusters, digits.target)["accuracy"] < 0.9
 
 
+def test_kmeans_centres_of_other_images_give_each_image_the_nearest():
+    train = np.repeat([0, 120, 250], 5).astype(np.uint8)[:, None, None, None] + np.zeros((1, 1, 2, 2), np.uint8)
+    levels = np.array([59, 61, 180, 190, 255, 3], dtype=np.uint8)  # nearest: 0, 120, 120, 250, 250, 0
+    found = kmeans_clusters(levels[:, None, None, None] + np.zeros((1, 1, 2, 2), np.uint8), 3, train_images=train)
+    assert found.dtype == np.int64 and clustering_metrics(found, np.array([0, 1, 1, 2, 2, 0]))["accuracy"] == 1
+    np.testing.assert_array_equal(kmeans_clusters(train, 3, train_images=train.copy()), kmeans_clusters(train, 3))
+
+
 def test_kmeans_refuses():
     images = np.zeros((3, 1, 2, 2), dtype=np.uint8)
+    with pytest.raises(ValueError, match="2 images make no 3 clusters"):
+        kmeans_clusters(images, 3, train_images=images[:2])
+    with pytest.raises(ValueError, match=r"of one size, got \(1, 2, 2\) and \(1, 2, 1\)"):
+        kmeans_clusters(images, 2, train_images=images[..., :1])
     with pytest.raises(ValueError, match="3 images make no 4 clusters"):
         kmeans_clusters(images, 4)
     with pytest.raises(ValueError, match="`num_clusters` must be a whole number >= 1, got 0"):

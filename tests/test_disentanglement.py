@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 from sklearn.svm import LinearSVC
 
+from hf_autoencoders.evaluation.baselines import fit_pca
 from hf_autoencoders.evaluation.disentanglement import (
     _batches,
     beta_vae_score,
@@ -359,6 +360,11 @@ def test_ica_finds_independent_factors_that_pca_mixes():
     assert mutual_information_gap(ica, strengths).mean > mutual_information_gap(pca, strengths).mean + 0.5
     for codes in (ica, pca):
         np.testing.assert_allclose(np.cov(codes.T), np.eye(2), atol=0.12)
+    whole = fit_pca(train)
+    np.testing.assert_allclose(pca_codes(train[:5], images, 2, pca=whole), pca, atol=1e-4)
+    np.testing.assert_allclose(ica_codes(train, images, 2, pca=whole, seed=1), ica, atol=1e-3)
+    with pytest.raises(ValueError, match="this PCA holds 1 components, 2 were asked for"):
+        pca_codes(train, images, 2, pca=fit_pca(train, 1))
     np.testing.assert_array_equal(ica, ica_codes(train, images, 2, seed=1))
 
 

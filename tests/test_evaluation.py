@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from sklearn.decomposition import PCA as SklearnPCA
 import hf_autoencoders
 from hf_autoencoders.data import ImageArrays
 from hf_autoencoders.evaluation import baselines, evaluate, pictures
-from hf_autoencoders.evaluation.codes import CodeUsage
+from hf_autoencoders.evaluation.clustering import clustering_metrics
+from hf_autoencoders.evaluation.codes import CodeUsage, bit_entropies
+from hf_autoencoders.evaluation.disentanglement import disentanglement_metrics
 from hf_autoencoders.evaluation.evaluate import (
     code_metrics,
     encode_images,
@@ -351,6 +354,22 @@ def test_code_usage_refuses():
         usage.update(torch.zeros(2, 3, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match="float32"):
         usage.update(torch.zeros(2, 1))
+
+
+def test_entropy_of_bits_is_that_of_a_coin():
+    codes = np.stack([np.arange(16) % 2, np.arange(16) < 4, np.zeros(16), np.ones(16)], axis=1).astype(np.int32)
+    quarter = -0.25 * math.log2(0.25) - 0.75 * math.log2(0.75)
+    np.testing.assert_allclose(bit_entropies(codes), [1, quarter, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(bit_entropies(1 - codes), bit_entropies(codes), atol=1e-12)
+    drawn = np.random.default_rng(0).integers(0, 2, (50, 3))
+    usage = CodeUsage(2, 3)
+    usage.update(torch.from_numpy(drawn))
+    np.testing.assert_allclose(bit_entropies(drawn), usage.perplexity().log2().numpy(), atol=1e-12)
+    for wrong in (np.zeros(3), np.zeros((0, 3)), np.zeros((2, 3, 1))):
+        with pytest.raises(ValueError, match=r"\(rows, num_bits\) with at least one of each"):
+            bit_entropies(wrong)
+    with pytest.raises(ValueError, match="must be 0 or 1, got values from 0 to 2"):
+        bit_entropies(np.array([[0, 1, 2]]))
 
 
 # Baselines
@@ -799,3 +818,216 @@ def test_draw_model_draws_what_the_model_offers(models, tmp_path):
     for first, second in zip(drawn, again, strict=True):
         assert first.read_bytes() == second.read_bytes(), "a seed draws one picture"
         assert Image.open(first).mode == "L"
+
+
+# Codes that mean something, whatever model makes them
+
+
+class Seen(torch.nn.Module):
+    """Restores images as they are; the first pixels are what its code is made of."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, latent_size: int, **fields):
+        super().__init__()
+        self.config = SimpleNamespace(model_type="seen", latent_shape=(latent_size,), **fields)
+
+    def forward(self, pixel_values, return_loss=True):
+        return SimpleNamespace(reconstruction=pixel_values)
+
+
+class SeenFactors(Seen):
+    """Posterior means: shape, side, and nothing."""
+
+    def __init__(self):
+        super().__init__(3)
+
+    def encode(self, pixel_values):
+        pixels = pixel_values.flatten(1)
+        mean = torch.stack([pixels[:, 0], 3 * pixels[:, 1], 0 * pixels[:, 0]], dim=1)
+        return SimpleNamespace(latents=mean, mean=mean, log_variance=torch.zeros_like(mean))
+
+
+class SeenClasses(Seen):
+    """Two variables of four categories, the first of which is a shape under another number; the second is 0."""
+
+    def __init__(self):
+        super().__init__(8, num_codes=4, bits_per_input=4.0)
+
+    def encode(self, pixel_values):
+        shapes = (pixel_values.flatten(1)[:, 0] * 255 / 80).round().long()
+        codes = torch.stack([(shapes + 1) % 4, 0 * shapes], dim=1)
+        probabilities = torch.nn.functional.one_hot(codes, 4).float()
+        return SimpleNamespace(latents=probabilities.flatten(1), codes=codes, probabilities=probabilities)
+
+    def decode_codes(self, codes):
+        raise NotImplementedError
+
+
+def seen_arrays(rows: int, seed: int = 0) -> ImageArrays:
+    """Shape (3 values) and side (2) in the first two pixels of 4x4 images, noise in the others."""
+    rng = np.random.default_rng(seed)
+    shape, side = rng.integers(0, 3, rows), rng.integers(0, 2, rows)
+    images = rng.integers(0, 60, (rows, 1, 4, 4)).astype(np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = 80 * shape, 255 * side
+    return ImageArrays(images, shape, extra={"shape": shape, "side": side, "row": np.arange(rows)})
+
+
+SEEN = {"name": "seen", "split": "validation"}
+
+
+def test_disentanglement_of_posterior_means_is_measured_where_two_factors_are_known():
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    metrics, others = result["metrics"], result["baselines"]
+    for name in ("mig", "mig_shape", "mig_side"):
+        assert 0.98 < metrics[name] <= 1, "but for what chance tells the second best dimension"
+    assert metrics["mig"] == pytest.approx((metrics["mig_shape"] + metrics["mig_side"]) / 2)
+    assert "mig_row" not in metrics and metrics["factor_vae_score"] == 1 and metrics["dci_disentanglement"] > 0.95
+    means = SeenFactors().encode(torch.from_numpy(validation.images).float() / 255).mean.numpy()
+    factors = np.stack([validation.extra["shape"], validation.extra["side"]], axis=1)
+    expected = disentanglement_metrics(means, factors)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    for name in ("pca", "ica"):
+        assert {f"{name}_{key}" for key in expected} - {f"{name}_num_active_dims"} <= set(others)
+        assert 0 <= others[f"{name}_mig"] < 1
+    assert result["settings"]["disentanglement_rows"] == 300 and "disentanglement" not in result["not_measured"]
+
+
+def test_factors_are_those_of_both_splits_and_rows_those_that_have_them():
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    expected = evaluate_model(SeenFactors(), train, validation.select(slice(0, 250)), corpus=SEEN)
+    for column in ("shape", "side"):
+        validation.extra[column][250:] = -1
+    validation.extra["of_one_split"] = np.arange(300) % 2
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    assert result["metrics"]["mig"] == expected["metrics"]["mig"] and "mig_of_one_split" not in result["metrics"]
+    assert result["settings"]["disentanglement_rows"] == 250
+    del train.extra["side"]  # one factor is left
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    assert not any("mig" in name for name in [*result["metrics"], *result["baselines"], *result["not_measured"]])
+
+
+def test_disentanglement_that_cannot_be_measured_is_told(monkeypatch):
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    result = evaluate_model(SeenFactors(), train, validation.select(slice(0, 29)), corpus=SEEN)
+    assert result["not_measured"]["disentanglement"] == "29 validation rows have all factors, it needs 30"
+
+    class OneDimension(SeenFactors):
+        def encode(self, pixel_values):
+            output = super().encode(pixel_values)
+            return SimpleNamespace(latents=output.latents, mean=output.mean[:, :1])
+
+    result = evaluate_model(OneDimension(), train, validation, corpus=SEEN)
+    assert result["not_measured"]["disentanglement"] == "it compares dimensions, and there is one"
+    monkeypatch.setattr(evaluate, "MAX_PCA_DIMS", 15)
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    reason = "images of 16 dimensions are beyond the exact PCA of 15"
+    assert result["not_measured"]["disentanglement_of_pca_and_ica"] == result["not_measured"]["pca"] == reason
+    assert result["metrics"]["mig"] > 0.98 and "pca_mig" not in result["baselines"]
+
+
+def test_of_many_rows_some_are_measured(monkeypatch):
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    sizes = []
+
+    def ica(train_images, images, *args, **options):
+        sizes.append((len(train_images), len(images)))
+        return np.zeros((len(images), 3), dtype=np.float32)
+
+    monkeypatch.setattr(evaluate, "MAX_ROWS", 100)
+    monkeypatch.setattr(evaluate, "ica_codes", ica)
+    results = [evaluate_model(SeenFactors(), train, validation, corpus=SEEN, seed=seed) for seed in (0, 0, 1)]
+    assert sizes == [(100, 100)] * 3
+    assert results[0]["metrics"] == results[1]["metrics"] != results[2]["metrics"]
+    assert results[0]["settings"]["disentanglement_rows"] == 100
+
+
+def test_clusters_are_held_against_labels_beside_k_means():
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    result = evaluate_model(SeenClasses(), train, validation, corpus=SEEN)
+    names = {"cluster_accuracy", "cluster_nmi", "cluster_ari", "class_purity"}
+    assert {name: result["metrics"][name] for name in names} == pytest.approx(dict.fromkeys(names, 1))
+    assert result["metrics"]["num_clusters_used"] == 3
+    assert {name for name in result["baselines"] if name.startswith("kmeans_")} == {f"kmeans_{name}" for name in names}
+    found = baselines_of_kmeans(train, validation, 4)
+    assert result["baselines"]["kmeans_cluster_accuracy"] == found["accuracy"] < 1
+    assert "mig" not in result["metrics"] and "bit_entropy_mean" not in result["metrics"]
+
+    validation.labels[:] = np.where(np.arange(300) < 200, validation.labels, -1)
+    validation.labels[:100] = 7  # a third of the labelled rows, of all shapes: they are of one class now
+    result = evaluate_model(SeenClasses(), train, validation, corpus=SEEN)
+    shapes = SeenClasses().encode(torch.from_numpy(validation.images[:200]).float() / 255).codes[:, 0].numpy()
+    expected = clustering_metrics(shapes, validation.labels[:200])
+    assert result["metrics"]["cluster_accuracy"] == expected["accuracy"] < 0.8
+
+
+def baselines_of_kmeans(train, validation, num_clusters):
+    from hf_autoencoders.evaluation.clustering import kmeans_clusters
+
+    found = kmeans_clusters(validation.images, num_clusters, train_images=train.images)
+    return clustering_metrics(found, validation.labels)
+
+
+def test_clusters_that_cannot_be_measured_are_told():
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    result = evaluate_model(SeenClasses(), train.select(slice(0, 3)), validation, corpus=SEEN)
+    assert result["not_measured"]["kmeans"] == "3 training images make no 4 clusters"
+    assert result["metrics"]["cluster_accuracy"] == 1
+    result = evaluate_model(SeenClasses(), train, ImageArrays(validation.images), corpus=SEEN)
+    assert result["not_measured"]["clusters"] == "the corpus has no labels"
+    validation.labels[:] = -1
+    result = evaluate_model(SeenClasses(), train, validation, corpus=SEEN)
+    assert result["not_measured"]["clusters"] == "no validation row has a label"
+    assert not any("cluster" in name for name in {**result["metrics"], **result["baselines"]})
+
+
+DISCRETE = {
+    "hfae_binary_autoencoder": {"num_bits": 5},
+    "hfae_categorical_autoencoder": {"num_categories": 6},
+    "hfae_joint_vae": {"num_categories": 6, "latent_size": 3},
+    "hfae_beta_tcvae": {"latent_size": 4},
+}
+
+
+@pytest.mark.parametrize("model_type", DISCRETE)
+def test_models_whose_codes_mean_something_are_measured(model_type, tmp_path):
+    from hf_autoencoders import VARIANTS
+
+    torch.manual_seed(0)
+    variant = VARIANTS[model_type]
+    fields = {"image_size": 8, "architecture": "mlp", "hidden_sizes": (16,), **DISCRETE[model_type]}
+    model = variant.model_class()(variant.config_class()(**fields))
+    train, validation = digit_arrays(300), digit_arrays(61, seed=1)
+    for arrays in (train, validation):
+        arrays.extra = {"label": arrays.labels, "ink": (arrays.images.mean(axis=(1, 2, 3)) > 75).astype(np.int64)}
+    result = evaluate_model(model, train, validation, corpus=SEEN, num_importance_samples=2)
+    json.loads(write_metrics(tmp_path / "metrics.json", result).read_text())
+    metrics, others, missing = result["metrics"], result["baselines"], result["not_measured"]
+    continuous, classes = model_type in ("hfae_joint_vae", "hfae_beta_tcvae"), "num_categories" in fields
+    assert ("mig" in metrics) == ("ica_sap" in others) == ("mig_ink" in metrics) == continuous
+    assert ("cluster_accuracy" in metrics) == ("kmeans_cluster_nmi" in others) == classes
+    assert ("bit_entropy_min" in metrics) == ("num_bits" in fields)
+    assert ("nll" in metrics) == (model_type == "hfae_beta_tcvae")
+    discrete = model_type in ("hfae_binary_autoencoder", "hfae_categorical_autoencoder")
+    assert ("bits_per_image" in metrics) == ("pca_equal_bits_mse" in others) == discrete
+    assert ("code_usage" in metrics) == (model_type != "hfae_beta_tcvae")
+    assert ("pca_equal_bits" in missing) == (model_type == "hfae_joint_vae")
+    if discrete:
+        assert metrics["bits_per_image"] == pytest.approx({5: 5, 6: math.log2(6)}[5 if "num_bits" in fields else 6])
+    if "num_bits" in fields:
+        assert 0 <= metrics["bit_entropy_min"] <= metrics["bit_entropy_mean"] <= 1
+    assert 0 <= metrics["linear_probe_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_labels_alone_are_no_factors(models, name):
+    """The numbers of models of earlier versions stay what they were."""
+    train, validation = digit_arrays(200), digit_arrays(60, seed=1)
+    plain = evaluate_model(models[name], train, validation, corpus=SEEN, num_importance_samples=2)
+    for arrays in (train, validation):
+        arrays.extra = {"label": arrays.labels}
+    again = evaluate_model(models[name], train, validation, corpus=SEEN, num_importance_samples=2)
+    for part in ("metrics", "baselines", "not_measured", "settings"):
+        assert again[part] == plain[part]
+    assert not any(word in key for key in plain["metrics"] for word in ("mig", "cluster", "entropy"))

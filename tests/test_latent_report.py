@@ -21,6 +21,7 @@ from hf_autoencoders.evaluation.latent_report import (
     format_latent_report,
     latent_report,
     permutation_test,
+    report_beside,
 )
 from hf_autoencoders.evaluation.pictures import GROUP_SEPARATOR, SEPARATOR
 
@@ -164,6 +165,15 @@ class Gaussian(Fake):
 
     def decode(self, latents):
         return self.paint(latents / torch.tensor([1.0, 2.0, 1.0]))
+
+
+class Broken(Gaussian):
+    """Its first mean is NaN."""
+
+    def encode(self, pixel_values):
+        output = super().encode(pixel_values)
+        output.mean[0, 0] = math.nan
+        return output
 
 
 class Bits(Fake):
@@ -441,24 +451,53 @@ def test_latents_without_a_posterior_are_sorted_by_variance(tmp_path):
 def test_of_many_rows_some_are_drawn(tmp_path, monkeypatch):
     from hf_autoencoders.evaluation import latent_report as module
 
-    monkeypatch.setattr(module, "MAX_ROWS", 120)
     monkeypatch.setattr(module, "MAX_PICTURES", 2)
-    reports = [latent_report(Gaussian(), corpus(), tmp_path, num_permutations=9, seed=seed) for seed in (0, 0, 1)]
+    options = {"num_permutations": 9, "max_rows": 120}
+    reports = [latent_report(Gaussian(), corpus(), tmp_path, seed=seed, **options) for seed in (0, 0, 1)]
     assert reports[0]["corpus"] == {"rows": 120}
     assert reports[0]["components"] == reports[1]["components"] != reports[2]["components"]
     assert [component.get("picture") for component in reports[0]["components"]].count(None) == 1
+
+
+def test_a_report_beside_a_model_has_its_page_in_a_folder_and_shows_what_is_sure(tmp_path):
+    """The text of the card shows the two dimensions that know a factor, not the constant; an older report is gone."""
+    (tmp_path / "latent_report").mkdir()
+    (tmp_path / "latent_report" / "dimension_77.png").touch()
+    report = report_beside(Gaussian(), corpus(), tmp_path, num_permutations=199)
+    names = {path.name for path in (tmp_path / "latent_report").iterdir()}
+    pictures = {f"dimension_{index}.png" for index in range(3)}
+    assert names == {"index.html", "latent_report.json"} | pictures
+    assert {path.name for path in tmp_path.iterdir()} == {"latent_report", "latent_report.md"}
+    text = (tmp_path / "latent_report.md").read_text()
+    assert text.startswith(format_latent_report(report))
+    links = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert sorted(links) == ["latent_report/dimension_0.png", "latent_report/dimension_1.png"]
+    assert all((tmp_path / link).is_file() for link in links)
+    assert "*Dimension 0 knows 100% of kind (p" in text and "all else stays as it is.*" in text
+    with pytest.raises(ValueError, match="latents of this model hold NaN"):
+        report_beside(Broken(), corpus(), tmp_path, num_permutations=9)
+    assert {path.name for path in (tmp_path / "latent_report").iterdir()} == names, "what was there stays"
+
+
+def test_text_for_a_card_is_bounded_and_harmless(tmp_path, monkeypatch):
+    from hf_autoencoders.evaluation import latent_report as module
+
+    arrays = corpus()
+    arrays.extra["*a_b* <i>"] = arrays.extra.pop("kind")
+    report = latent_report(Gaussian(), arrays, tmp_path, num_permutations=199)
+    monkeypatch.setattr(module, "MAX_CARD_PICTURES", 1)
+    text = format_latent_report(report, pictures="there")
+    assert text.count("![") == 1
+    assert "![" not in format_latent_report(report)
+    assert not re.search(r"^#{1,3} |```|\{\{|\bNone\b", text, re.MULTILINE)
+    captions = [line for line in text.splitlines() if line.startswith("*Dimension")]
+    assert all("<" not in line.replace("\\<", "") for line in captions)
 
 
 def test_what_has_no_parts_is_refused(tmp_path):
     vqvae = VQVAEModel(VQVAEConfig(image_size=4, hidden_sizes=(8,), codebook_size=4, embedding_dim=2))
     with pytest.raises(ValueError, match="expected codes .* got codes .* and no probabilities: a grid of codes"):
         latent_report(vqvae, corpus(), tmp_path)
-
-    class Broken(Gaussian):
-        def encode(self, pixel_values):
-            output = super().encode(pixel_values)
-            output.mean[0, 0] = math.nan
-            return output
 
     with pytest.raises(ValueError, match="latents of this model hold NaN"):
         latent_report(Broken(), corpus(), tmp_path)

@@ -543,6 +543,72 @@ def test_card_of_a_summarizer_shows_it_beside_its_baselines(tmp_path):
     assert "ROUGE-1, F1 x 100" not in card.text and "lead_rouge1" not in card.text  # the table has them
 
 
+def test_card_of_a_disentangling_vae_names_its_measures(tmp_path):
+    metrics = {
+        "metrics": {"mig": 0.25, "mig_pos_x": 0.75, "num_active_dims": 4.0},
+        "baselines": {"pca_mig": 0.0123, "ica_factor_vae_score": 0.5, "pca_same_size_mse": 0.02, "kmeans_oddity": 1.5},
+        "corpus": {"name": "sprites", "split": "validation"},
+    }
+    folder = save_for_hub(tiny_model("hfae_beta_tcvae"), tmp_path / "model", metrics=metrics)
+    card = ModelCard.load(folder / "README.md")
+    for line in (
+        "| MIG (mutual information gap) | 0.25 |",
+        "| MIG of the factor `pos_x` | 0.75 |",
+        "| Latent dimensions whose mean varies (variance above 0.05) | 4 |",
+        "| PCA: MIG (mutual information gap) (baseline) | 0.0123 |",
+        "| ICA: FactorVAE score (baseline) | 0.5 |",
+        "| PCA with as many components: mean squared error (baseline) | 0.02 |",
+        "| `kmeans_oddity` (baseline) | 1.5 |",
+    ):
+        assert f"{line}\n" in card.text, line
+    names = {result.metric_type: result.metric_name for result in card.data.eval_results}
+    assert names["mig_pos_x"] == "MIG of the factor pos_x" and set(names) == set(metrics["metrics"])
+
+
+CODES_WITH_A_MEANING = [
+    row.model_type for row in VARIANTS.values() if row.family.startswith(("disentangled", "discrete"))
+]
+
+
+@pytest.mark.parametrize("model_type", CODES_WITH_A_MEANING)
+def test_cards_say_what_the_latents_mean(tmp_path, model_type):
+    """With numbers and a report: the report is in its section, its pictures are there, and all of it is published."""
+    from hf_autoencoders.data import ImageArrays
+    from hf_autoencoders.evaluation.latent_report import report_beside
+
+    assert len(CODES_WITH_A_MEANING) == 7 and publishing.shows_latent_report(VARIANTS[model_type])
+    torch.manual_seed(0)
+    model = tiny_model(model_type)
+    kind = torch.arange(90).numpy() % 3
+    images = (kind[:, None, None, None] * 100 + torch.zeros(90, 1, 12, 12).numpy()).astype("uint8")
+    arrays = ImageArrays(images, extra={"kind": kind})
+    report_beside(model, arrays, tmp_path, num_permutations=199, num_images=2, corpus={"name": "kinds"})
+    metrics = {"metrics": {"mse": 0.5, "mig": 0.1}, "baselines": {"pca_mig": 0.2}}
+    save_for_hub(model, tmp_path, metrics=metrics)
+    card = (tmp_path / "README.md").read_text()
+    _, _, section = card.partition("### What the latents mean")
+    section, _, _ = section.partition("\n## Training")
+    assert (tmp_path / "latent_report.md").read_text().strip() in section
+    assert "hf-autoencoders latent-report" in section and "Mutual information above chance on 90 images" in section
+    assert not re.search(r"\{\{|\}\}|\{%|None|\bnan\b|Undefined|^#{1,3} ", section, re.MULTILINE)
+    assert len(snippets(card)) == 1 and "\n\n\n\n" not in card
+    links = re.findall(r"!\[[^]]*\]\((latent_report/[^)]*)\)", section)
+    files = set(published_files(tmp_path))
+    assert set(links) <= files and {"latent_report.md", "latent_report/index.html"} <= files
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == files
+    page = (tmp_path / "latent_report" / "index.html").read_text()
+    assert {f"latent_report/{name}" for name in re.findall(r'<img src="([^"]*)"', page)} <= files
+
+
+def test_only_the_page_and_the_pictures_of_a_report_are_published(folder):
+    (folder / "latent_report").mkdir()
+    for name in ("index.html", "bit_0.png", "latent_report.json", "notes.txt", "weights.bin"):
+        (folder / "latent_report" / name).write_text("x")
+    published = {name for name in published_files(folder) if "/" in name}
+    assert published == {f"latent_report/{name}" for name in ("index.html", "bit_0.png", "latent_report.json")}
+    assert not publishing.shows_latent_report(VARIANTS["hfae_vqvae"])
+
+
 def test_card_of_a_classifier(tmp_path):
     config = AutoencoderForImageClassification.config_class(image_size=12, hidden_sizes=(8, 8), num_labels=7)
     AutoencoderForImageClassification(config).save_pretrained(tmp_path)

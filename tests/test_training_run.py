@@ -39,6 +39,7 @@ TINY = {
         *"--num_fine_categories 5 --fine_steps 4".split(),
     ],
 }
+LATENTS = {"disentangled_vae": ["--hidden_sizes", "8", "--latent_size", "3"]}  # scripts of what means something
 QUICK = "--use_cpu --disable_progress_bar --no_final_evaluation --num_pictures 0 --batch_size 32".split()
 STEPS = "--max_steps 9 --logging_steps 2 --eval_steps 4 --save_steps 3".split()
 
@@ -53,7 +54,9 @@ def script(variant: str):
 def train(variant: str, output_dir, *flags: str) -> Path:
     """Run a script's `main` in this process with a tiny model; `flags` come last, so they override."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    script(variant).main([*TINY[variant], *QUICK, *STEPS, "--output_dir", str(output_dir), *map(str, flags)])
+    script(variant).main(
+        [*{**TINY, **LATENTS}[variant], *QUICK, *STEPS, "--output_dir", str(output_dir), *map(str, flags)]
+    )
     return Path(output_dir)
 
 
@@ -377,6 +380,26 @@ def test_pictures_and_final_evaluation(tmp_path):
     assert measured["seed"] == 0 and measured["corpus"]["name"] == "digits"
     assert measured["settings"]["num_importance_samples"] == 2 and measured["metrics"]["mse"] > 0
     assert "nll" in (folder / "final" / "README.md").read_text().lower()
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_finished_model_says_what_its_latents_mean(tmp_path, labels):
+    """Where its card has a place for that, the corpus says something of its images, and it is measured at all."""
+    flags = ["--num_importance_samples", "2", "--final_evaluation", "true"]
+    flags += [] if labels else ["--label_column", "none", "--factor_columns", "none"]
+    final = train("disentangled_vae", tmp_path / "run", *flags) / "final"
+    assert (final / "latent_report.md").is_file() == (final / "latent_report").is_dir() == labels
+    if not labels:
+        return
+    text = (final / "latent_report.md").read_text().strip()
+    assert text in (final / "README.md").read_text()
+    report = json.loads((final / "latent_report" / "latent_report.json").read_text())
+    assert report["corpus"] == {"name": "digits", "split": "validation", "rows": 300} and report["seed"] == 0
+    assert report["command"] == json.loads((final / "metrics.json").read_text())["command"]
+    names = {"index.html", "latent_report.json", *(f"dimension_{index}.png" for index in range(3))}
+    assert {path.name for path in (final / "latent_report").iterdir()} == names
+    assert not (train("vae", tmp_path / "plain", *flags) / "final" / "latent_report.md").exists()
+    assert not (train("disentangled_vae", tmp_path / "quick") / "final" / "latent_report.md").exists()
 
 
 def test_what_is_published_names_no_folder_of_this_computer(pictures, finished, tmp_path):

@@ -52,25 +52,38 @@ def clustering_metrics(clusters: np.ndarray, labels: np.ndarray) -> dict[str, fl
     }
 
 
-def kmeans_clusters(images: np.ndarray, num_clusters: int, *, seed: int = 0) -> np.ndarray:
+def kmeans_clusters(
+    images: np.ndarray, num_clusters: int, *, train_images: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
     """Clusters of images by k-means (scikit-learn's, the best of ten starts) on their pixels in [0, 1].
 
     Args:
-        images: uint8 (rows, channels, height, width), at least `num_clusters`.
+        images: uint8 (rows, channels, height, width).
         num_clusters: how many clusters.
+        train_images: what the centres are found on, of the same size, at least `num_clusters`; `images` by default.
         seed: of the first centres.
 
     Returns:
-        (rows,) int64 in 0 .. num_clusters - 1.
+        (rows,) int64 in 0 .. num_clusters - 1, of `images`.
 
     Raises:
         ValueError: other images, or fewer than clusters.
     """
     from sklearn.cluster import KMeans
 
+    train_images = images if train_images is None else train_images
     check_uint8_images("images", images)
+    check_uint8_images("train_images", train_images)
     check_positive("num_clusters", num_clusters)
-    if len(images) < num_clusters:
-        raise ValueError(f"{len(images)} images make no {num_clusters} clusters")
-    pixels = images.reshape(len(images), -1).astype(np.float32) / 255
-    return KMeans(num_clusters, n_init=10, random_state=seed).fit(pixels).labels_.astype(np.int64)
+    if images.shape[1:] != train_images.shape[1:]:
+        raise ValueError(
+            f"`images` and `train_images` must be of one size, got {images.shape[1:]} and {train_images.shape[1:]}"
+        )
+    if len(train_images) < num_clusters:
+        raise ValueError(f"{len(train_images)} images make no {num_clusters} clusters")
+
+    def pixels(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(len(rows), -1).astype(np.float32) / 255
+
+    found = KMeans(num_clusters, n_init=10, random_state=seed).fit(pixels(train_images))
+    return (found.labels_ if images is train_images else found.predict(pixels(images))).astype(np.int64)

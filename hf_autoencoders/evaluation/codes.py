@@ -1,9 +1,10 @@
-"""How much of a discrete codebook is in use? Usage and perplexity over a whole split.
+"""How much of a discrete code is in use? Usage and perplexity of codebooks, entropy of bits, over a whole split.
 
-Both are properties of the code *counts* over all rows. Averaging the perplexity of batches, as is often done, measures
+All are properties of the code *counts* over all rows. Averaging the perplexity of batches, as is often done, measures
 the batch size as well: a batch of 100 codes can never use more than 100 entries.
 """
 
+import numpy as np
 import torch
 
 from .checks import check_positive
@@ -58,3 +59,26 @@ class CodeUsage:
     def _require_codes(self) -> None:
         if self.counts.sum() == 0:
             raise ValueError("no codes were counted: call `update` first")
+
+
+def bit_entropies(codes: np.ndarray) -> np.ndarray:
+    """Entropy in bits of each bit over a split: 1 where it is as often 0 as 1, 0 where it never changes.
+
+    Args:
+        codes: (rows, num_bits) whole numbers 0 and 1, e.g. `model.encode(...).codes` of a binary auto-encoder.
+
+    Returns:
+        (num_bits,) float64 in [0, 1]. Their sum is the most that the code carries; it is less where bits depend on each
+        other.
+
+    Raises:
+        ValueError: another shape, no rows, or other values.
+    """
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.size == 0:
+        raise ValueError(f"`codes` must be (rows, num_bits) with at least one of each, got {codes.shape}")
+    if not np.isin(codes, (0, 1)).all():
+        raise ValueError(f"bits must be 0 or 1, got values from {codes.min()} to {codes.max()}")
+    ones = codes.mean(axis=0, dtype=np.float64)
+    shares = np.stack([ones, 1 - ones])
+    return np.abs((shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=0))

@@ -470,18 +470,21 @@ def disentanglement_metrics(
 # Codes without a model
 
 
-def pca_codes(train_images: np.ndarray, images: np.ndarray, num_components: int = NUM_COMPONENTS) -> np.ndarray:
+def pca_codes(
+    train_images: np.ndarray, images: np.ndarray, num_components: int = NUM_COMPONENTS, *, pca: PCA | None = None
+) -> np.ndarray:
     """Principal components of training images as a code of others: what a linear code disentangles.
 
     Args:
         train_images, images: uint8 (rows, channels, height, width), at most 4096 numbers each.
         num_components: dimensions of the code.
+        pca: the principal components of training images, at least `num_components`, where they are fitted already.
 
     Returns:
         (rows, num_components) float32, of variance 1 over the training rows, as a prior would have them, so that all
         that vary count as active; 0 in components these do not have.
     """
-    pca = fit_pca(train_images, num_components)
+    pca = _first_components(train_images, num_components, pca)
     varying = _varying(pca)
     codes = np.zeros((len(images), num_components), dtype=np.float32)
     codes[:, varying] = pca.encode(images)[:, varying] / np.sqrt(pca.variances[varying])
@@ -489,7 +492,12 @@ def pca_codes(train_images: np.ndarray, images: np.ndarray, num_components: int 
 
 
 def ica_codes(
-    train_images: np.ndarray, images: np.ndarray, num_components: int = NUM_COMPONENTS, *, seed: int = 0
+    train_images: np.ndarray,
+    images: np.ndarray,
+    num_components: int = NUM_COMPONENTS,
+    *,
+    pca: PCA | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Independent components (scikit-learn's FastICA) within the first principal components, as `pca_codes`.
 
@@ -499,6 +507,7 @@ def ica_codes(
     Args:
         train_images, images: uint8 (rows, channels, height, width), at most 4096 numbers each.
         num_components: dimensions of the code.
+        pca: as in `pca_codes`.
         seed: of the first guess.
 
     Returns:
@@ -507,7 +516,7 @@ def ica_codes(
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
-    pca = fit_pca(train_images, num_components)
+    pca = _first_components(train_images, num_components, pca)
     ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-3)
     varying = _varying(pca)
     with warnings.catch_warnings():
@@ -516,6 +525,14 @@ def ica_codes(
     codes = np.zeros((len(images), num_components), dtype=np.float32)
     codes[:, varying] = ica.transform(pca.encode(images)[:, varying])
     return codes
+
+
+def _first_components(train_images: np.ndarray, num_components: int, pca: PCA | None) -> PCA:
+    if pca is None:
+        return fit_pca(train_images, num_components)
+    if len(pca.components) < num_components:
+        raise ValueError(f"this PCA holds {len(pca.components)} components, {num_components} were asked for")
+    return PCA(pca.mean, pca.components[:num_components], pca.variances[:num_components])
 
 
 def _varying(pca: PCA) -> np.ndarray:

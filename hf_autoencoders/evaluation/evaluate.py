@@ -8,6 +8,13 @@ What is measured depends on what a model offers, never on its name:
     decode_codes(...)                             codes: usage and perplexity, on both splits; PCA of equal bits
     a vector no longer than an image              PCA of the same size
     labels, and latents no larger than an image   a linear probe on the latents, beside the same on PCA and raw pixels
+    encode(...).mean, a vector, and two factors   measures of disentanglement, beside the same on PCA and ICA
+    encode(...).probabilities of categories, and  clusters (of the first variable) beside k-means on the pixels
+      labels, which serve to measure only
+    encode(...).probabilities of bits             entropy of the bits
+
+Factors are columns of `extra` as in `latent_report.corpus_factors`, those that both splits have. Where there are no two
+of them nothing is said of disentanglement.
 
 The probes, and the quantisers of the PCA of equal bits, read at most `MAX_VALUES` numbers; of a corpus with more they
 get rows drawn by the seed, the same for every representation, and `settings` says how many.
@@ -33,9 +40,11 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..data.images import to_pixel_values
-from .baselines import MAX_PCA_DIMS, fit_pca, fit_quantized_pca, pca_reconstruction_mse
+from .baselines import MAX_PCA_DIMS, PCA, fit_pca, fit_quantized_pca, pca_reconstruction_mse
 from .checks import check_positive, check_uint8_images
-from .codes import CodeUsage
+from .clustering import clustering_metrics, kmeans_clusters
+from .codes import CodeUsage, bit_entropies
+from .disentanglement import disentanglement_metrics, ica_codes, mutual_information_gap, pca_codes
 from .likelihood import (
     ActiveUnits,
     binarize_images,
@@ -51,6 +60,7 @@ DEFAULT_IMPORTANCE_SAMPLES = 200
 # Rows times numbers of a row that are held in memory at once, in float32 and a few copies of it (0.6 GB each): for the
 # linear probes and for the quantisers of the PCA of equal bits. MNIST and CIFAR-10 are below it.
 MAX_VALUES = 150_000_000
+MAX_ROWS = 10_000  # that disentanglement is measured on, and that ICA and k-means are fitted on
 
 LIKELIHOOD_IMAGES = {
     "bernoulli": "drawn as binary images from the grey levels",
@@ -76,7 +86,7 @@ def evaluate_model(
     Args:
         model: an image auto-encoder of this package; evaluated where it is, in its dtype, in evaluation mode.
         train, validation: `ImageArrays` (`.images` uint8 (rows, channels, height, width), maybe memory-mapped;
-            `.labels` int64 (rows,) or None), made with the processor of the model.
+            `.labels` int64 (rows,) or None; `.extra` columns by name), made with the processor of the model.
         corpus: what the numbers were measured on, at least `{"name": ..., "split": ...}`; rows are added.
         num_importance_samples: k of the importance-sampled likelihood.
         batch_size: images at once; no result depends on it beyond rounding.
@@ -124,11 +134,19 @@ def evaluate_model(
         has_codes = hasattr(model, "decode_codes")
         latent_size, image_size = math.prod(config.latent_shape), math.prod(validation.images.shape[1:])
         compact = latent_size <= image_size
+        with torch.inference_mode():
+            parts_of_code = model.encode(next(pixel_value_batches(model, validation.images[:1], 1)))
+        mean, probabilities = (getattr(parts_of_code, name, None) for name in ("mean", "probabilities"))
         reason = f"the {latent_size} latents outnumber the {image_size} numbers of an image"
         no_probe = reason if not compact else _why_no_probe(train.labels, validation.labels)
         if no_probe:
             not_measured["linear_probe"] = no_probe
-        if has_codes:
+        num_bits = getattr(config, "bits_per_input", None)
+        if has_codes and num_bits is None:
+            not_measured["pca_same_size"] = not_measured["pca_equal_bits"] = (
+                "the code is part discrete, part continuous: no PCA is of its size"
+            )
+        elif has_codes:
             not_measured["pca_same_size"] = "a discrete code is compared with PCA of equal bits"
         elif not compact:
             not_measured["pca_same_size"] = reason
@@ -137,26 +155,44 @@ def evaluate_model(
                 label = f"encode {name or 'validation'}".rstrip("_") if progress else None
                 codes = encode_images(model, images, batch_size=batch_size, keep_latents=False, progress=label).codes
                 metrics |= {f"{name}{k}": v for k, v in code_metrics(codes, config.num_codes).items()}
-            metrics["bits_per_image"] = float(config.bits_per_input)
+                if name == "" and probabilities is not None and probabilities.ndim == 2:
+                    entropies = bit_entropies(codes)
+                    metrics |= {"bit_entropy_mean": entropies.mean(), "bit_entropy_min": entropies.min()}
+                if name == "" and probabilities is not None and probabilities.ndim == 3:
+                    measured = _cluster_metrics(
+                        codes[:, 0], probabilities.shape[2], train.images, validation, seed, not_measured
+                    )
+                    metrics, baselines = metrics | measured[0], baselines | measured[1]
+            if num_bits is not None:
+                metrics["bits_per_image"] = float(num_bits)
 
         pca = None
         if image_size > MAX_PCA_DIMS:
             not_measured["pca"] = f"images of {image_size} dimensions are beyond the exact PCA of {MAX_PCA_DIMS}"
-        elif compact or has_codes:
+        elif num_bits is not None or (compact and not has_codes):
             pca = fit_pca(train.images)
         same_size = pca is not None and compact and not has_codes
         if same_size:
             baselines["pca_same_size_components"] = latent_size
             baselines["pca_same_size_mse"] = pca_reconstruction_mse(pca, validation.images, latent_size)
         if pca is not None and has_codes:
-            values_of_a_row = min(len(pca.components), math.ceil(config.bits_per_input))
+            values_of_a_row = min(len(pca.components), math.ceil(num_bits))
             rows = _drawn_rows(np.arange(len(train.images)), values_of_a_row, seed)
             if len(rows) < len(train.images):
                 settings["pca_equal_bits_train_rows"] = len(rows)
             images = train.images if len(rows) == len(train.images) else train.images[rows]
-            quantized = fit_quantized_pca(pca, images, config.bits_per_input)
+            quantized = fit_quantized_pca(pca, images, num_bits)
             baselines["pca_equal_bits"] = quantized.bits
             baselines["pca_equal_bits_mse"] = quantized.mse(validation.images)
+
+        if mean is not None and mean.ndim == 2:
+            factors = _shared_factors(train, validation, seed)
+            if len(factors.names) > 1:
+                measured = _disentanglement(
+                    model, factors, train.images, validation.images, pca, seed, batch_size, not_measured
+                )
+                metrics, baselines = metrics | measured[0], baselines | measured[1]
+                settings["disentanglement_rows"] = len(factors.rows)
 
         if not no_probe:
             parts = {}
@@ -300,6 +336,125 @@ def code_metrics(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
     return result
 
 
+def _cluster_metrics(
+    clusters: np.ndarray,
+    num_clusters: int,
+    train_images: np.ndarray,
+    validation,
+    seed: int,
+    not_measured: dict[str, str],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Agreement of the clusters (rows,) of the validation images with their labels, and that of k-means on pixels."""
+    if validation.labels is None:
+        not_measured["clusters"] = "the corpus has no labels"
+        return {}, {}
+    labels = np.asarray(validation.labels)
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        not_measured["clusters"] = "no validation row has a label"
+        return {}, {}
+    metrics, baselines = _named_clusters(clusters[rows], labels[rows]), {}
+    if len(train_images) < num_clusters:
+        not_measured["kmeans"] = f"{len(train_images)} training images make no {num_clusters} clusters"
+    else:
+        images = validation.images if len(rows) == len(labels) else validation.images[rows]
+        drawn = train_images[_some_rows(np.arange(len(train_images)), seed)]
+        found = kmeans_clusters(images, num_clusters, train_images=drawn, seed=seed)
+        baselines = {f"kmeans_{name}": value for name, value in _named_clusters(found, labels[rows]).items()}
+        del baselines["kmeans_num_clusters_used"]  # all of them
+    return metrics, baselines
+
+
+def _named_clusters(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`clustering_metrics` under the names that they have in `metrics.json`."""
+    measured = clustering_metrics(clusters, labels)
+    return {
+        "cluster_accuracy": measured["accuracy"],
+        "cluster_nmi": measured["normalized_mutual_information"],
+        "cluster_ari": measured["adjusted_rand_index"],
+        "class_purity": measured["purity"],
+        "num_clusters_used": measured["num_clusters"],
+    }
+
+
+class _Factors(NamedTuple):
+    """What is known of validation images in both splits."""
+
+    rows: np.ndarray  # (num_rows,), of the split, in order
+    names: list[str]
+    values: np.ndarray  # (num_rows, num_factors) int64
+
+
+def _shared_factors(train, validation, seed: int) -> _Factors:
+    """The factors that both splits have a column of, for at most `MAX_ROWS` validation rows that have them all."""
+    from .latent_report import _why_no_factor, corpus_factors  # which imports this module
+
+    shared = [name for name in validation.extra if name in train.extra]
+    names = [name for name in shared if not _why_no_factor(np.asarray(validation.extra[name]))]
+    if not names:
+        return _Factors(np.empty(0, np.int64), [], np.empty((0, 0), np.int64))
+    known, factors, _ = corpus_factors(validation, names)
+    chosen = _some_rows(np.arange(len(known)), seed)
+    columns = {factor.name: factor.values[chosen] for factor in factors}
+    # two values that several rows share are the least that can be told apart
+    columns = {name: column for name, column in columns.items() if (np.bincount(column) > 1).sum() > 1}
+    values = np.stack(list(columns.values()), axis=1) if columns else np.empty((len(chosen), 0), np.int64)
+    return _Factors(known[chosen], list(columns), values)
+
+
+def _disentanglement(
+    model,
+    factors: _Factors,
+    train_images: np.ndarray,
+    images: np.ndarray,
+    pca: PCA | None,
+    seed: int,
+    batch_size: int,
+    not_measured: dict[str, str],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Measures of disentanglement of the posterior means, with the gap of each factor, and those of PCA and ICA.
+
+    Args:
+        pca: of all training images, if it was fitted already.
+    """
+    shown = images if len(factors.rows) == len(images) else images[factors.rows]
+    means = encode_means(model, shown, batch_size=batch_size)
+    size = means.shape[1]
+    if size < 2:
+        not_measured["disentanglement"] = "it compares dimensions, and there is one"
+    elif len(means) < 30:
+        not_measured["disentanglement"] = f"{len(means)} validation rows have all factors, it needs 30"
+    if "disentanglement" in not_measured:
+        return {}, {}
+    metrics = disentanglement_metrics(means, factors.values, seed=seed)
+    gaps = mutual_information_gap(means, factors.values).gaps
+    metrics |= {f"mig_{name}": gap for name, gap in zip(factors.names, gaps, strict=True)}
+
+    image_size = math.prod(images.shape[1:])
+    if image_size > MAX_PCA_DIMS or size > image_size:
+        not_measured["disentanglement_of_pca_and_ica"] = not_measured.get(
+            "pca", f"images of {image_size} dimensions have no {size} principal components"
+        )
+        return metrics, {}
+    drawn = train_images[_some_rows(np.arange(len(train_images)), seed)]
+    if pca is None:
+        pca = fit_pca(drawn, size)
+    baselines = {}
+    codes = {"pca": pca_codes(drawn, shown, size, pca=pca), "ica": ica_codes(drawn, shown, size, pca=pca, seed=seed)}
+    for name, values in codes.items():
+        measured = disentanglement_metrics(values, factors.values, seed=seed)
+        del measured["num_active_dims"]  # of codes whose variance is 1 by construction
+        baselines |= {f"{name}_{key}": value for key, value in measured.items()}
+    return metrics, baselines
+
+
+def _some_rows(rows: np.ndarray, seed: int) -> np.ndarray:
+    """`rows`, or `MAX_ROWS` of them, drawn by `seed` and in order."""
+    if len(rows) <= MAX_ROWS:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, size=MAX_ROWS, replace=False))
+
+
 class EncodedImages(NamedTuple):
     """The codes of a split."""
 
@@ -336,6 +491,15 @@ def encode_images(
         np.concatenate(latents) if latents else None,
         np.concatenate(codes) if codes else None,
     )
+
+
+@torch.inference_mode()
+def encode_means(model, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
+    """Posterior means (rows, latent_size) float32 of uint8 images (rows, channels, height, width)."""
+    means = [
+        model.encode(values).mean.float().cpu().numpy() for values in pixel_value_batches(model, images, batch_size)
+    ]
+    return np.concatenate(means)
 
 
 def pixel_value_batches(

@@ -1,6 +1,7 @@
 """What does each part of a code stand for? A page for people, and the same as JSON and Markdown.
 
     latent_report           encode a corpus, measure, draw, write `index.html`, `latent_report.json`, `.md` and pictures
+    report_beside           the same for the folder of a model, whose card takes it up
     permutation_test        information of codes on factors, beside that of chance
     corpus_factors          what is known of the images of a corpus
     format_latent_report    the Markdown tables, for a model card
@@ -25,8 +26,11 @@ import datetime
 import html
 import math
 import os
+import re
 import shlex
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +51,7 @@ MAX_PICTURES = 64  # of each kind
 STEPS = 9  # of a traversal
 TRAVERSAL_QUANTILES = 0.01, 0.99
 MAX_CLASSES_DRAWN = 20
+MAX_CARD_PICTURES = 8  # of a card; the page has them all
 LABEL = "label"  # name of the factor made of `ImageArrays.labels`
 
 
@@ -317,6 +322,7 @@ def latent_report(
     factors: list[str] | None = None,
     corpus: dict[str, Any] | None = None,
     num_images: int = 4,
+    max_rows: int = MAX_ROWS,
     num_permutations: int = NUM_PERMUTATIONS,
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int = 0,
@@ -327,11 +333,12 @@ def latent_report(
 
     Args:
         model: an image auto-encoder of this package, or one that encodes and decodes as the module's text says.
-        arrays: `ImageArrays` with factors, see `corpus_factors`; of more than 10,000 rows as many are drawn.
+        arrays: `ImageArrays` with factors, see `corpus_factors`.
         output_dir: folder of `index.html`, its pictures, `latent_report.json` and `latent_report.md`; made if needed.
         factors: names of the columns that are factors; found when not given.
         corpus: what the images are, for example `{"name": ..., "split": ...}`.
         num_images: images that are changed for a picture.
+        max_rows: of more rows as many are drawn.
         num_permutations: of the test.
         batch_size: images at once.
         seed: of the drawn rows and of the permutations.
@@ -350,11 +357,11 @@ def latent_report(
         ValueError: no factor, or a model whose code is no vector of dimensions, bits or variables.
     """
     check_uint8_images("arrays.images", arrays.images)
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+    for name, value in (("num_images", num_images), ("max_rows", max_rows), ("batch_size", batch_size)):
         check_positive(name, value)
     rows, known, left_out = corpus_factors(arrays, factors)
-    if len(rows) > MAX_ROWS:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(rows), MAX_ROWS, replace=False))
+    if len(rows) > max_rows:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False))
         rows, known = rows[chosen], [_factor(f.name, f.values[chosen], f.value_names) for f in known]
     was_training = model.training
     model.eval()
@@ -406,6 +413,25 @@ def latent_report(
     write_metrics(output_dir / "latent_report.json", report)
     (output_dir / "latent_report.md").write_text(format_latent_report(report) + "\n", encoding="utf-8")
     (output_dir / "index.html").write_text(_page(report), encoding="utf-8")
+    return report
+
+
+def report_beside(model, arrays, folder: str | os.PathLike, **options) -> dict[str, Any]:
+    """Write the report of a model into its folder: `latent_report/`, the page, and `latent_report.md` for the card.
+
+    Args:
+        model, arrays, options: see `latent_report`, which also says what is returned and raised.
+        folder: of the model's weights; made if needed. A report that lies in it is replaced.
+    """
+    folder, name = Path(folder), "latent_report"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
+        report = latent_report(model, arrays, Path(temporary) / name, **options)
+        (Path(temporary) / name / f"{name}.md").unlink()
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (Path(temporary) / name).rename(folder / name)
+        text = format_latent_report(report, pictures=name)
+        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     return report
 
 
@@ -508,8 +534,14 @@ def _others(component: dict[str, Any], report: dict[str, Any]) -> str:
     return ", ".join(f"{name} {share:.0%}" for name, share in sorted(known.items(), key=lambda item: -item[1]))
 
 
-def format_latent_report(report: dict[str, Any]) -> str:
-    """The report as Markdown tables: one for dimensions, one for bits, one for the classes of each variable."""
+def format_latent_report(report: dict[str, Any], pictures: str | None = None) -> str:
+    """The report as Markdown tables: one for dimensions, one for bits, one for the classes of each variable.
+
+    Args:
+        report: what `latent_report` returned.
+        pictures: the folder of the page as a link from the text; of the parts that surely know a factor, and of
+            variables, the first eight pictures are shown then. None by default.
+    """
     blocks = []
     for kind in ("dimension", "bit"):
         rows = [_columns(component, report) for component in report["components"] if component["kind"] == kind]
@@ -521,7 +553,36 @@ def format_latent_report(report: dict[str, Any]) -> str:
             cells = [[str(e["class"]), str(e["rows"]), e["value"], f"{e['share']:.0%}"] for e in component["classes"]]
             blocks += [_sentence(component, report), _markdown([columns, *cells])]
     blocks.append(_legend(report))
+    if pictures is not None:
+        shown = [c for c in report["components"] if "picture" in c and (c["sure"] or c["kind"] == "variable")]
+        for component in shown[:MAX_CARD_PICTURES]:
+            name = f"{component['kind']} {component['index']}"
+            blocks.append(f"![decoded images of {name}]({pictures}/{component['picture']})")
+            blocks.append(f"*{_escaped(_sentence(component, report))} {_about(component)}*")
+        blocks.append(f"All pictures are on the page `{pictures}/index.html` beside the weights.")
     return "\n\n".join(blocks)
+
+
+def _escaped(text: str) -> str:
+    """Text for a line of Markdown: names of factors and values may hold marks."""
+    return re.sub(r"([*_`\[\]<>])", r"\\\1", text)
+
+
+def _about(component: dict[str, Any]) -> str:
+    """How to read the picture of a part of the code."""
+    if component["kind"] == "dimension":
+        return (
+            "Each row is one image; from left to right this dimension goes from its 1st to its 99th percentile, all "
+            "else stays as it is."
+        )
+    if component["kind"] == "bit":
+        return "Each column is one image; the bit is 0 above and 1 below, all else stays as it is."
+    many = len(component["classes"]) > MAX_CLASSES_DRAWN
+    first = f" (the first {MAX_CLASSES_DRAWN})" if many else ""
+    return (
+        f"One column for each class, in the order of the table{first}; rows differ in the rest of the code, where "
+        "there is one."
+    )
 
 
 def _columns(component: dict[str, Any], report: dict[str, Any]) -> dict[str, str]:
@@ -686,14 +747,6 @@ def _section(component: dict[str, Any], report: dict[str, Any]) -> list[str]:
             rows.append(_row(cells + list(map(str, counts)), [0] * 4 + [count / entry["rows"] for count in counts]))
         lines.append(f'<div class="wide"><table>\n<tr>{head}</tr>\n' + "\n".join(rows) + "\n</table></div>")
     if "picture" in component:
-        about = {
-            "dimension": "Each row is one image; from left to right this dimension goes from its 1st to its 99th "
-            "percentile, all else stays as it is.",
-            "bit": "Each column is one image; the bit is 0 above and 1 below, all else stays as it is.",
-            "variable": "One column for each class, in the order of the table"
-            + (f" (the first {MAX_CLASSES_DRAWN})" if len(component.get("classes", ())) > MAX_CLASSES_DRAWN else "")
-            + "; rows differ in the rest of the code, where there is one.",
-        }[kind]
-        lines.append(f'<p class="note">{about}</p>')
+        lines.append(f'<p class="note">{_about(component)}</p>')
         lines.append(f'<img src="{component["picture"]}" alt="decoded images of {kind} {index}">')
     return lines
