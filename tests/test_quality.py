@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_autoencoders import VARIANTS
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
@@ -26,7 +28,8 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes",
 
 def train(recipe: str, folder: Path, env: dict, *flags) -> dict[str, float]:
     """Run a recipe to its end in `folder`; returns what `final/metrics.json` says, baselines included."""
-    script = next(path for path in TRAINING.glob("train_*.py") if recipe.startswith(path.stem.removeprefix("train_")))
+    family = next(row.family for row in VARIANTS.values() if recipe.startswith(f"{row.name}_"))
+    script = TRAINING / f"train_{family}.py"
     run = ["--recipe", TRAINING / "recipes" / f"{recipe}.yaml", "--output_dir", f"runs/{recipe}"]
     run += ["--num_examples" if "voice" in recipe or "speech" in recipe else "--num_pictures", 0]
     command = [*LAUNCH, script, *run, "--disable_progress_bar", *flags]
@@ -94,6 +97,35 @@ def test_vae_with_one_hidden_layer_on_mnist(tmp_path, script_env):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
 def test_vqvae_at_full_size(name, tmp_path, script_env):
     assert_codes_are_used_and_beat_pca(train(f"vqvae_{name}", tmp_path, script_env, *corpus(name)))
+
+
+def test_categories_of_digits(tmp_path, script_env):
+    found = train("categorical_autoencoder_digits", tmp_path, script_env)
+    assert found["cluster_accuracy"] >= 0.85 > found["kmeans_cluster_accuracy"]
+
+
+def test_categories_of_mnist(tmp_path, script_env):
+    found = train("categorical_autoencoder_mnist", tmp_path, script_env, *corpus("mnist"))
+    assert found["cluster_accuracy"] >= 0.945
+
+
+@pytest.mark.parametrize("variant", ["beta_tcvae", "factor_vae"])
+def test_factors_of_sprites(variant, tmp_path, script_env):
+    found = train(f"{variant}_sprites", tmp_path, script_env)
+    assert found["mig"] >= 0.3 and found["factor_vae_score"] >= 0.75
+    for name in ("mig", "factor_vae_score", "dci_disentanglement", "sap", "beta_vae_score", "modularity"):
+        assert found[name] > max(found[f"pca_{name}"], found[f"ica_{name}"]), name
+
+
+def test_bits_of_digits(tmp_path, script_env):
+    found = train("binary_autoencoder_digits", tmp_path, script_env)
+    assert found["mse"] < found["pca_equal_bits_mse"] and found["bit_entropy_mean"] > 0.3
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_bits_at_full_size(name, tmp_path, script_env):
+    found = train(f"binary_autoencoder_{name}", tmp_path, script_env, *corpus(name))
+    assert found["mse"] < found["pca_equal_bits_mse"] and found["bit_entropy_mean"] > 0.3
 
 
 def test_voice_conversion_on_synthetic_voices(tmp_path, script_env):
