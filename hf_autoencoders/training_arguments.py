@@ -589,6 +589,8 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, extra: list[Any
         "equalizer": 0,
     }
     values = vars(corpus) | vars(run)
+    for group in extra:
+        values |= vars(group)
     if values.get("streaming") and values.get("factor_columns") not in (None, ["none"]):
         parser.error("--factor_columns cannot be read with --streaming: leave out one of them")
     for name, least in smallest.items():

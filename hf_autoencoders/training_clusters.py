@@ -18,21 +18,12 @@ from collections.abc import Callable
 import torch
 
 from .data.images import to_pixel_values
+from .models.losses import joint_mutual_information
 from .training_images import ImageTrainingRun
 from .training_parts import ImageBatch
 from .training_run import TrainingError
 
 MAX_IMAGES, BATCH_SIZE = 10_000, 1000  # of the joint distribution
-
-
-def mutual_information(joint: torch.Tensor) -> torch.Tensor:
-    """I(row; column) in nats of joint distributions `(..., rows, columns)`, each of which sums to 1: `(...)`."""
-
-    def minus_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-        return probabilities * probabilities.clamp_min(1e-12).log()
-
-    of_margins = minus_entropy(joint.sum(-1)).sum(-1) + minus_entropy(joint.sum(-2)).sum(-1)
-    return minus_entropy(joint).sum((-1, -2)) - of_margins
 
 
 def group_categories(
@@ -67,9 +58,9 @@ def group_categories(
             # candidates (starts, group it joins, groups, groups): a row and a column more, and the category's own cell
             column = one_hot[:, None, :] * shared[:, None, :, None]
             own = joint[category, category] * one_hot[:, :, None] * one_hot[:, None, :]
-            information = mutual_information(without[:, None] + column + column.mT + own)
+            information = joint_mutual_information(without[:, None] + column + column.mT + own)
             members[starts, category] = one_hot[information.argmax(1)]
-    best = mutual_information(members.mT @ joint @ members).argmax()
+    best = joint_mutual_information(members.mT @ joint @ members).argmax()
     return members[best].argmax(1)
 
 

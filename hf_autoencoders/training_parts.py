@@ -77,6 +77,9 @@ class ImageBatch(Batch):
 class WeightedMeans:
     """Means over all rows of a split of every scalar in the model's outputs: exact for uneven batches and processes.
 
+    Terms that relate the rows of a batch to each other (total correlation, mutual information, a covariance) are means
+    of what each process's batches gave, and depend on their size and number.
+
     ```python
     means = WeightedMeans()
     for batch in run.validation_batches():

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 
 from hf_autoencoders import CategoricalAutoencoderConfig
+from hf_autoencoders.models.losses import joint_mutual_information
 from hf_autoencoders.models.modeling_discrete_autoencoder import (
     categorical_kl,
     gumbel_noise,
@@ -23,7 +24,6 @@ from hf_autoencoders.models.modeling_discrete_autoencoder import (
 )
 from hf_autoencoders.training_arguments import parse_arguments
 from hf_autoencoders.training_clusters import find_last_fine_step, group_categories
-from hf_autoencoders.training_clusters import mutual_information as mutual_information_of
 from hf_autoencoders.training_images import ImageTrainingRun
 from hf_autoencoders.training_run import TrainingError
 
@@ -208,7 +208,7 @@ def test_mutual_information_is_that_of_the_mean_joint_distribution():
         margin = joint.sum(0)
         independent = Categorical(torch.outer(margin, margin).flatten())
         expected += kl_divergence(Categorical(joint.flatten()), independent).item()
-        assert mutual_information_of(joint).item() == pytest.approx(
+        assert joint_mutual_information(joint).item() == pytest.approx(
             kl_divergence(Categorical(joint.flatten()), independent).item(), rel=1e-4
         )
     found = mutual_information(one, other).item()
@@ -295,7 +295,7 @@ def test_grouping_keeps_the_most_information():
 
     def information(groups) -> float:
         members = torch.eye(2, dtype=torch.float64)[torch.as_tensor(groups)]
-        return mutual_information_of(members.T @ joint @ members).item()
+        return joint_mutual_information(members.T @ joint @ members).item()
 
     best = max(information(groups) for groups in itertools.product((0, 1), repeat=6))
     found = group_categories(joint, 2, torch.Generator().manual_seed(0), num_restarts=20)
@@ -334,7 +334,9 @@ def test_the_joint_distribution_of_fine_categories():
     torch.testing.assert_close(sum(halves), joint, rtol=1e-5, atol=1e-8)
     output = model(**inputs)
     joint = (joint + joint.T) / joint.sum() / 2
-    assert output.fine_mutual_information_loss.item() == pytest.approx(-mutual_information_of(joint).item(), abs=1e-6)
+    assert output.fine_mutual_information_loss.item() == pytest.approx(
+        -joint_mutual_information(joint).item(), abs=1e-6
+    )
 
 
 def test_wrong_groups_are_refused():
@@ -402,10 +404,10 @@ def test_wrong_codes_and_noise_are_refused(name):
     with pytest.raises(TypeError, match="integer"):
         model.decode_codes(torch.zeros(2, size))
     pixel_values = tiny.images(model.config)
-    with pytest.raises(ValueError, match="uniform_noise must have shape"):
+    with pytest.raises(ValueError, match="uniform_noise must be a tensor of shape"):
         model(pixel_values, uniform_noise=torch.rand(6, size + 1))
     noise = tiny.training_inputs(model)["uniform_noise"]
-    with pytest.raises(ValueError, match="uniform_noise must have shape"):
+    with pytest.raises(ValueError, match="uniform_noise must be a tensor of shape"):
         model(pixel_values, uniform_noise=noise[:-1])
 
 

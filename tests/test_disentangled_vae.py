@@ -1,6 +1,8 @@
 """What is special to the disentangling VAEs: terms against closed forms, players, schedules, several processes."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +13,11 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from hf_autoencoders import VAEConfig, VAEModel
 from hf_autoencoders.models.losses import aggregate_log_densities, exchange_dimensions
 from hf_autoencoders.models.modeling_disentangled_vae import LatentDiscriminator
+from hf_autoencoders.training_arguments import chosen_variant
+from hf_autoencoders.training_run import TrainingError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+import train_disentangled_vae  # noqa: E402
 
 FIRST = [tiny.FIRST[name] for name in ("beta_vae", "beta_tcvae", "factor_vae", "dip_vae")]
 
@@ -203,8 +210,26 @@ def test_noise_for_other_images_is_refused(name):
     model = tiny.model(name)
     with pytest.raises(ValueError, match="noise for 3 images, but pixel_values holds 6"):
         model(tiny.images(model.config), epsilon=torch.zeros(3, model.config.latent_size))
-    with pytest.raises(ValueError, match=r"latents must have shape \(batch_size, 4\), got \(6, 5\)"):
+    with pytest.raises(ValueError, match=r"epsilon must have shape \(batch_size, 4\), got \(6, 5\)"):
         model(tiny.images(model.config), epsilon=torch.zeros(6, model.config.latent_size + 1))
+
+
+def test_noise_of_permutations_is_checked():
+    model = tiny.model("factor_vae-conv")
+    with pytest.raises(ValueError, match="permutation_noise has noise for 3 images, but pixel_values holds 6"):
+        model(tiny.images(model.config), permutation_noise=torch.zeros(3, 4))
+
+
+def test_covariance_is_computed_in_float32():
+    """Of whitened latents the off-diagonal part is a difference of nearly equal sums, which bfloat16 does not hold."""
+    model = tiny.model("dip_vae-aggregate")
+    latents = torch.randn(2048, 4, generator=torch.Generator().manual_seed(0))
+    arguments = latents, latents, torch.zeros_like(latents), torch.zeros(2048), None
+    expected = model._penalty(*arguments)[1]["off_diagonal_loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model._penalty(*arguments)[1]["off_diagonal_loss"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
 
 
 def gradients_of_part(rank, folder, names, sizes):
@@ -235,3 +260,42 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(
                 one + other, whole, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: name + text
             )
+
+
+# ---- the script
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--discriminator_learning_rate", "-1"],
+            "--discriminator_learning_rate: expected a positive number, got -1.0",
+        ),
+        (["--discriminator_adam_beta1", "1.5"], "--discriminator_adam_beta1: expected a number from 0 up to"),
+        (["--variant", "gan"], "invalid choice: 'gan'"),
+    ],
+)
+def test_flags_are_checked(flags, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        train_disentangled_vae.main(["--variant", "factor_vae", *flags])
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_flags_without_effect_are_refused(tmp_path):
+    flags = ["--variant", "dip_vae", "--discriminator_learning_rate", "1e-3", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(
+        TrainingError, match="discriminator_learning_rate: only --variant factor_vae has a discriminator"
+    ):
+        train_disentangled_vae.main(flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_names_its_variant(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("variant: beta_vae\n")
+    recipe = ["--recipe", str(tmp_path / "recipe.yaml")]
+    chosen = [
+        chosen_variant("disentangled_vae", "beta_tcvae", argv)
+        for argv in ([], recipe, [*recipe, "--variant", "dip_vae"])
+    ]
+    assert chosen == ["hfae_beta_tcvae", "hfae_beta_vae", "hfae_dip_vae"]

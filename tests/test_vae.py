@@ -157,7 +157,7 @@ def test_wrong_interpolations_are_refused():
 
 def test_wrong_epsilon_is_refused():
     model = tiny.model("vae-bernoulli")
-    with pytest.raises(ValueError, match=r"latents must have shape \(batch_size, 4\)"):
+    with pytest.raises(ValueError, match=r"epsilon must have shape \(batch_size, 4\)"):
         model(tiny.images(model.config), epsilon=torch.zeros(6, 5))
     with pytest.raises((ValueError, RuntimeError)):
         model(tiny.images(model.config), epsilon=torch.zeros(5, 4))

@@ -18,9 +18,10 @@ from typing import Literal
 
 import torch
 
-from hf_autoencoders.training_arguments import chosen_variant, option, parse_arguments, variants_of
+from hf_autoencoders.training_arguments import Arguments, chosen_variant, option, parse_arguments, variants_of
 from hf_autoencoders.training_images import ImageTrainingRun
 from hf_autoencoders.training_parts import ImageBatch, WeightedMeans
+from hf_autoencoders.training_run import TrainingError
 
 FAMILY, DEFAULT = "disentangled_vae", "beta_tcvae"
 
@@ -77,9 +78,19 @@ def train(run: ImageTrainingRun) -> None:
             run.save_checkpoint()
 
 
+def check_discriminator(arguments: Arguments) -> None:
+    """Refuse flags that would have no effect."""
+    given = sorted(name for name in arguments.explicit if name.startswith("discriminator_"))
+    if given and arguments.extra.variant != "factor_vae":
+        flags = ", ".join(f"--{name}" for name in given)
+        raise TrainingError(f"{flags}: only --variant factor_vae has a discriminator, not {arguments.extra.variant}")
+
+
 def main(argv: list[str] | None = None) -> None:
     model_type = chosen_variant(FAMILY, DEFAULT, argv)
-    run = ImageTrainingRun(parse_arguments(model_type, __doc__, argv, DisentangledVAETrainingArguments))
+    arguments = parse_arguments(model_type, __doc__, argv, DisentangledVAETrainingArguments)
+    check_discriminator(arguments)
+    run = ImageTrainingRun(arguments)
     train(run)
     run.finish()
 

@@ -46,7 +46,7 @@ class BinaryAutoencoderConfig(DiscreteLatentConfig):
             Bits of the code.
         beta (`float`, *optional*, defaults to 1.0):
             Weight of the KL divergence of the bits' posterior from fair coins; with 1 the loss is the variational
-            bound.
+            bound, unless `sampling="relaxed"`.
     """
 
     model_type = "hfae_binary_autoencoder"

@@ -44,14 +44,14 @@ def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int, 
         )
 
 
-def check_latents(latents: torch.Tensor, latent_shape: tuple[int, ...]) -> None:
+def check_latents(latents: torch.Tensor, latent_shape: tuple[int, ...], name: str = "latents") -> None:
     """Raise unless `latents` is a floating-point tensor of shape `(batch_size, *latent_shape)`."""
     if not torch.is_tensor(latents) or not latents.is_floating_point():
         kind = latents.dtype if torch.is_tensor(latents) else type(latents).__name__
-        raise TypeError(f"latents must be a floating-point tensor, got {kind}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
     if tuple(latents.shape[1:]) != latent_shape:
         expected = ", ".join(map(str, ("batch_size", *latent_shape)))
-        raise ValueError(f"latents must have shape ({expected}), got {tuple(latents.shape)}")
+        raise ValueError(f"{name} must have shape ({expected}), got {tuple(latents.shape)}")
 
 
 def check_codes(codes: torch.Tensor, codes_shape: tuple[int | None, ...], axes: str, num_codes: int) -> None:

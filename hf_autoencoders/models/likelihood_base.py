@@ -78,12 +78,14 @@ def gaussian_parameters(outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return mean, log_variance.float().clamp(-30.0, 20.0)
 
 
-def check_epsilon(epsilon: torch.Tensor, mean: torch.Tensor, latent_shape: tuple[int, ...], samples: int = 1) -> None:
+def check_epsilon(
+    epsilon: torch.Tensor, mean: torch.Tensor, latent_shape: tuple[int, ...], samples: int = 1, name: str = "epsilon"
+) -> None:
     """Raise unless there is noise for each latent of each image, for as many samples of it."""
-    check_latents(epsilon, latent_shape)
+    check_latents(epsilon, latent_shape, name)
     rows, images = epsilon.shape[0], mean.shape[0]
     if rows != images * samples:
-        raise ValueError(f"epsilon has noise for {rows // samples} images, but pixel_values holds {images}")
+        raise ValueError(f"{name} has noise for {rows // samples} images, but pixel_values holds {images}")
 
 
 def sample_gaussian(mean: torch.Tensor, log_variance: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:

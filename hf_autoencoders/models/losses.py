@@ -113,6 +113,16 @@ def exchange_dimensions(latents: torch.Tensor, noise: torch.Tensor) -> torch.Ten
     return latents.gather(0, noise.argsort(0))
 
 
+def joint_mutual_information(joint: torch.Tensor) -> torch.Tensor:
+    """I(row; column) in nats of joint distributions `(..., rows, columns)`, each of which sums to 1: `(...)`."""
+
+    def minus_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+        return probabilities * probabilities.clamp_min(1e-9).log()
+
+    of_margins = minus_entropy(joint.sum(-1)).sum(-1) + minus_entropy(joint.sum(-2)).sum(-1)
+    return minus_entropy(joint).sum((-1, -2)) - of_margins
+
+
 def gaussian_log_ratio(latents: torch.Tensor, epsilon: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
     """log N(z; 0, I) - log q(z|x) of samples z = mean + exp(log_variance / 2) epsilon.
 

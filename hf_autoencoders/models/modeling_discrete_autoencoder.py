@@ -25,19 +25,19 @@ from .configuration_discrete_autoencoder import (
 )
 from .layers import check_codes, check_latents, check_pixel_values
 from .likelihood_base import LikelihoodAutoencoder, check_epsilon, gaussian_parameters, sample_gaussian
-from .losses import gather_batch, gaussian_kl
+from .losses import gather_batch, gaussian_kl, joint_mutual_information
 from .outputs import DiscreteAutoencoderOutput, DiscreteEncoderOutput
 
 
 def logistic_noise(uniform_noise: torch.Tensor) -> torch.Tensor:
     """Samples of the logistic distribution from uniform ones in [0, 1)."""
-    uniform_noise = uniform_noise.clamp(1e-7, 1 - 1e-7)
+    uniform_noise = uniform_noise.float().clamp(1e-7, 1 - 1e-7)
     return torch.log(uniform_noise) - torch.log1p(-uniform_noise)
 
 
 def gumbel_noise(uniform_noise: torch.Tensor) -> torch.Tensor:
     """Samples of the Gumbel distribution from uniform ones in [0, 1)."""
-    return -torch.log(-torch.log(uniform_noise.clamp(1e-7, 1 - 1e-7)))
+    return -torch.log(-torch.log(uniform_noise.float().clamp(1e-7, 1 - 1e-7)))
 
 
 def pass_gradients(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
@@ -47,8 +47,10 @@ def pass_gradients(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
 
 def check_uniform_noise(noise: torch.Tensor, pixel_values: torch.Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless there is noise of this shape for each image."""
-    if noise.shape != (pixel_values.shape[0], *shape):
-        raise ValueError(f"uniform_noise must have shape {(pixel_values.shape[0], *shape)}, got {tuple(noise.shape)}")
+    expected = (pixel_values.shape[0], *shape)
+    if not torch.is_tensor(noise) or noise.shape != expected:
+        got = tuple(noise.shape) if torch.is_tensor(noise) else type(noise).__name__
+        raise ValueError(f"uniform_noise must be a tensor of shape {expected}, got {got}")
 
 
 class DiscreteAutoencoder(LikelihoodAutoencoder):
@@ -264,12 +266,7 @@ def mutual_information(probabilities: torch.Tensor, of_views: torch.Tensor, trai
     (one, other), _ = gather_batch(probabilities.float(), of_views.float(), training=training)
     with torch.autocast(one.device.type, enabled=False):
         joint = torch.einsum("bvk,bvl->vkl", one, other) / one.shape[0]
-    joint = 0.5 * (joint + joint.mT)
-    return (_minus_entropy(joint).sum((1, 2)) - 2 * _minus_entropy(joint.sum(2)).sum(1)).sum()
-
-
-def _minus_entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    return probabilities * probabilities.clamp_min(1e-9).log()
+    return joint_mutual_information(0.5 * (joint + joint.mT)).sum()
 
 
 class CategoricalAutoencoderModel(OneHotAutoencoder):
@@ -328,8 +325,7 @@ class CategoricalAutoencoderModel(OneHotAutoencoder):
             ValueError: the model has no fine categories.
         """
         self._require_fine_categories()
-        outputs, _ = self._encode(pixel_values)
-        of_views, _ = self._encode(augmented_pixel_values)
+        outputs, of_views, _ = self._encode_with_views(pixel_values, augmented_pixel_values)
         one, other = (self._fine_probabilities(o).squeeze(1).to("cpu", torch.float64) for o in (outputs, of_views))
         return one.T @ other
 
@@ -345,6 +341,8 @@ class CategoricalAutoencoderModel(OneHotAutoencoder):
             TypeError: `groups` is no integer tensor.
         """
         self._require_fine_categories()
+        if not torch.is_tensor(groups):
+            raise TypeError(f"groups must be an integer tensor, got {type(groups).__name__}")
         check_codes(
             groups.unsqueeze(0), (self.config.num_fine_categories,), "num_fine_categories", self.config.num_codes
         )
@@ -473,7 +471,9 @@ class JointVAEModel(OneHotAutoencoder):
         one_hot = self._one_hot(codes)
         if continuous is None:
             continuous = one_hot.new_zeros(one_hot.shape[0], self.config.latent_size)
-        check_latents(continuous, (self.config.latent_size,))
+        check_latents(continuous, (self.config.latent_size,), "continuous")
+        if continuous.shape[0] != one_hot.shape[0]:
+            raise ValueError(f"continuous has {continuous.shape[0]} rows, but codes has {one_hot.shape[0]}")
         return self.decode(torch.cat([continuous.to(one_hot.dtype), one_hot], dim=1))
 
     def _sample_rest(self, num_samples, generator, device):

@@ -203,7 +203,7 @@ class FactorVAEModel(DisentangledVAE):
         elif permutation_noise is None:
             rows, columns = (torch.arange(size, device=own.device) for size in own.shape)
             permutation_noise = (rows[:, None] * (1 - 2 * (columns % 2))).float()
-        check_epsilon(permutation_noise, mean, self.latent_shape)
+        check_epsilon(permutation_noise, mean, self.latent_shape, name="permutation_noise")
         (rows, noise), place = gather_batch(own, permutation_noise, training=self.training)
         exchanged = exchange_dimensions(rows, noise)[place]
         together, apart = self.discriminator(own.to(dtype)), self.discriminator(exchanged.to(dtype))
@@ -244,9 +244,10 @@ class DIPVAEModel(DisentangledVAE):
     def _penalty(self, latents, mean, log_variance, kl, permutation_noise):
         (means, variances), _ = gather_batch(mean, log_variance.exp(), training=self.training)
         centred = means - means.mean(0)
-        covariance = centred.T @ centred / means.shape[0]
+        with torch.autocast(means.device.type, enabled=False):
+            covariance = centred.T @ centred / means.shape[0]
         diagonal = covariance.diagonal()
-        off_diagonal_loss = covariance.square().sum() - diagonal.square().sum()
+        off_diagonal_loss = (covariance - diagonal.diag()).square().sum()
         if self.config.covariance == "aggregate":
             diagonal = diagonal + variances.mean(0)
         diagonal_loss = (diagonal - 1).square().sum()
