@@ -3,7 +3,7 @@
     python benchmarks/step_throughput.py                    # all variants, about two minutes on two CPU cores
     python benchmarks/step_throughput.py --variants vae --rounds 9 --output step_throughput.json
 
-`step`: the loop of `training/train_<variant>.py` as it is (configuration, model outputs, Accelerate, clipping,
+`step`: the loop of the variant's script in `training/` as it is (configuration, model outputs, Accelerate, clipping,
 schedule, loss terms and log lines) against plain modules, the same arithmetic and a dozen lines of loop; images in
 memory. `epoch`: a whole pass over images on disk, then the validation split, then saving: a checkpoint that survives a
 kill and the best model here, `torch.save` there. The hand-written networks start from the same weights and must give
@@ -18,6 +18,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -29,6 +30,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hf_autoencoders import VARIANTS
 from hf_autoencoders.evaluation.evaluate import describe_machine
 from hf_autoencoders.training_images import ImageTrainingRun
 
@@ -39,6 +41,8 @@ CHUNK = 20  # steps of one turn, with one log line
 MODEL_FLAGS = {
     "autoencoder": f"--architecture conv --hidden_sizes 32 64 --latent_size {LATENT}",
     "vae": "--architecture mlp --hidden_sizes 400 --latent_size 40",
+    "beta_tcvae": f"--variant beta_tcvae --architecture conv --hidden_sizes 32 64 --latent_size {LATENT}",
+    "binary_autoencoder": f"--variant binary_autoencoder --architecture conv --hidden_sizes 32 64 --num_bits {LATENT}",
     "vqvae": f"--hidden_sizes 32 64 --codebook_size {CODES} --embedding_dim {EMBEDDING} --no_kmeans_init "
     "--dead_code_threshold 0",
 }
@@ -61,6 +65,49 @@ class HandAutoencoder(nn.Module):
 
     def forward(self, x, noise=None):
         return F.mse_loss(self.decoder(self.encoder(x)), x)
+
+
+class HandConv(nn.Module):
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64 * 49, outputs),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Linear(LATENT, 64 * 49), nn.Unflatten(1, (64, 7, 7)), nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(32, 1, 4, 2, 1),
+        )  # fmt: skip
+
+
+class HandBetaTCVAE(HandConv):
+    def __init__(self):
+        super().__init__(2 * LATENT)
+
+    def forward(self, x, noise):
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        z = mean + torch.exp(0.5 * log_variance) * noise
+        bce = F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum") / len(x)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / len(x)
+        distance = (z[:, None] - mean).square() * torch.exp(-log_variance)
+        density = -0.5 * (distance + log_variance + math.log(2 * math.pi))
+        joint, marginals = density.sum(2).logsumexp(1), density.logsumexp(1).sum(1)
+        return bce + kl + 5.0 * ((joint - marginals).mean() + (LATENT - 1) * math.log(len(x)))
+
+
+class HandBinary(HandConv):
+    def __init__(self):
+        super().__init__(LATENT)
+
+    def forward(self, x, noise):
+        logits = self.encoder(x)
+        noise = noise.clamp(1e-7, 1 - 1e-7)
+        perturbed = logits + torch.log(noise) - torch.log1p(-noise)
+        soft = torch.sigmoid(perturbed / 0.5)
+        bits = soft + ((perturbed > 0).float() - soft).detach()
+        bce = F.binary_cross_entropy_with_logits(self.decoder(bits), x, reduction="sum")
+        entropy = F.softplus(logits) - torch.sigmoid(logits) * logits
+        return (bce + (math.log(2) - entropy).sum()) / len(x)
 
 
 class HandVAE(nn.Module):
@@ -107,7 +154,18 @@ class HandVQVAE(nn.Module):
         return F.mse_loss(self.decoder(quantized), x) + 0.25 * commitment
 
 
-HANDWRITTEN = {"autoencoder": HandAutoencoder, "vae": HandVAE, "vqvae": HandVQVAE}
+HANDWRITTEN = {
+    "autoencoder": HandAutoencoder,
+    "vae": HandVAE,
+    "beta_tcvae": HandBetaTCVAE,
+    "binary_autoencoder": HandBinary,
+    "vqvae": HandVQVAE,
+}
+NOISE = {  # variant -> argument of ours, sampler, numbers an image
+    "vae": ("epsilon", torch.randn, 40),
+    "beta_tcvae": ("epsilon", torch.randn, LATENT),
+    "binary_autoencoder": ("uniform_noise", torch.rand, LATENT),
+}
 
 
 def same_weights(variant: str, model: nn.Module) -> nn.Module:
@@ -136,7 +194,10 @@ class HandLoop:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, run.max_steps)
 
     def noise(self, size: int):
-        return torch.randn(size, 40) if self.variant == "vae" else None
+        if self.variant not in NOISE:
+            return None
+        _, sampler, numbers = NOISE[self.variant]
+        return sampler(size, numbers)
 
     def train(self, images: torch.Tensor, steps: int) -> None:
         step, losses = 0, []
@@ -189,8 +250,15 @@ def make_corpus(folder: Path, rows: int) -> None:
     datasets.DatasetDict(train=split(rows), validation=split(max(256, rows // 10))).save_to_disk(str(folder))
 
 
+def script_of(variant: str):
+    """The module `training/train_<family>.py`."""
+    return importlib.import_module(f"train_{VARIANTS[f'hfae_{variant}'].family}")
+
+
 def start_run(script, variant: str, flags: list[str], folder: Path) -> ImageTrainingRun:
-    extra = [script.VAETrainingArguments] if variant == "vae" else []
+    extra = [
+        cls for cls in vars(script).values() if getattr(cls, "__module__", "") == script.__name__ and type(cls) is type
+    ]
     common = f"--use_cpu --overwrite_output_dir --num_pictures 0 --warmup_ratio 0 --output_dir {folder}"
     arguments = script.parse_arguments(
         f"hfae_{variant}", "", [*MODEL_FLAGS[variant].split(), *common.split(), *flags], *extra
@@ -200,10 +268,11 @@ def start_run(script, variant: str, flags: list[str], folder: Path) -> ImageTrai
 
 def check_same_loss(run: ImageTrainingRun, hand: nn.Module, variant: str) -> None:
     x = torch.from_numpy(np.array(run.train.images[:64])).float() / 255
-    noise = torch.randn(64, 40)
+    argument, sampler, numbers = NOISE.get(variant, (None, torch.randn, 1))
+    noise = sampler(64, numbers)
     with torch.no_grad():
         run.network.eval(), hand.eval()
-        ours = run.network(x, **({"epsilon": noise} if variant == "vae" else {})).loss
+        ours = run.network(x, **({argument: noise} if argument else {})).loss
         theirs = hand(x, noise)
         run.network.train(), hand.train()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=f"{variant}: not the same network")
@@ -211,7 +280,7 @@ def check_same_loss(run: ImageTrainingRun, hand: nn.Module, variant: str) -> Non
 
 def measure_steps(variant: str, flags: list[str], options, scratch: Path) -> tuple[list[float], list[float], int]:
     """Seconds of `CHUNK` steps of our loop and of the hand-written one, in turns: the pause of one is the other's."""
-    script = importlib.import_module(f"train_{variant}")
+    script = script_of(variant)
     length = ["--max_steps", str(CHUNK * (options.rounds + 1)), "--eval_steps", "0", "--save_steps", "0"]
     run = start_run(script, variant, [*flags, *length], scratch / "run")
     images = torch.from_numpy(np.array(run.train.images))
@@ -238,7 +307,7 @@ def measure_steps(variant: str, flags: list[str], options, scratch: Path) -> tup
 
 def measure_epochs(variant: str, flags: list[str], options, scratch: Path) -> tuple[list[float], list[float], int]:
     """Seconds of a pass over the images on disk, evaluation and saving: our loop and the hand-written one, in turns."""
-    script, ours, theirs = importlib.import_module(f"train_{variant}"), [], []
+    script, ours, theirs = script_of(variant), [], []
     for _ in range(max(2, options.rounds // 6) + 1):
         run = start_run(script, variant, [*flags, "--num_epochs", "1"], scratch / "run")
         hand = HandLoop(variant, run)
