@@ -1,8 +1,8 @@
 """Write the measured numbers of `docs/results/*.json` into the README, so that no number is typed by hand.
 
 Each file is the `metrics.json` of one run, copied as it was written. Runs of one recipe with different seeds are called
-NAME_seed0.json, NAME_seed1.json and so on, and share a row: the mean, and in brackets each of them. `make style`
-rewrites what stands between the two marks in the README; `make check` fails while the two differ.
+NAME_seed0.json, NAME_seed1.json and so on, and share a row: the mean, and of some measures in brackets each of them.
+`make style` rewrites what stands between the two marks in the README; `make check` fails while the two differ.
 """
 
 import json
@@ -66,6 +66,8 @@ COMPARED = {
     "pca_same_size_linear_probe_accuracy": "probe on PCA {:.2%}",
     "raw_pixels_linear_probe_accuracy": "probe on pixels {:.2%}",
 }
+# Of several runs, each of them is listed for these measures, and the mean alone for the others.
+LISTED = {"mig", "factor_vae_score", "cluster_accuracy"}
 # Of codes made of bits, "codes used" would count the two values of a bit: its entropy says more.
 NOT_OF_BITS = {"train_code_usage", "train_code_perplexity"}
 
@@ -91,19 +93,17 @@ COMPARED_SPEECH = {
 def sentence(shown: Mapping[str, str], *runs: Mapping[str, float]) -> str:
     """The numbers that all `runs` have and `shown` knows, in its order, as one line.
 
-    Of several runs the mean, and each of them in brackets where they do not read alike.
+    Of several runs the mean, and for the measures of `LISTED` each of them in brackets.
     """
     names = [name for name in shown if all(name in values for values in runs)]
-    return ", ".join(_number(shown[name], [values[name] for values in runs]) for name in names)
+    return ", ".join(_number(shown[name], [values[name] for values in runs], name in LISTED) for name in names)
 
 
-def _number(text: str, values: Sequence[float]) -> str:
-    """`text`, "MIG {:.3f}", of one value, or of the mean of several with each of them: "MIG 0.250 (0.200, 0.300)"."""
+def _number(text: str, values: Sequence[float], listed: bool) -> str:
+    """`text`, "MIG {:.3f}", of the mean of the values, maybe with each of them: "MIG 0.250 (0.200, 0.300)"."""
     before, number, after = re.fullmatch(r"(.*)(\{:[^{}]*\})(.*)", text).groups()
-    each = [number.format(value) for value in values]
-    if len(set(each)) == 1:
-        return before + each[0] + after
-    return f"{before}{number.format(statistics.fmean(values))} ({', '.join(each)}){after}"
+    each = f" ({', '.join(number.format(value) for value in values)})" if listed and len(values) > 1 else ""
+    return f"{before}{number.format(statistics.fmean(values))}{each}{after}"
 
 
 def same_but_for_seed(files: Sequence[Path]) -> list[list[Path]]:
@@ -162,11 +162,14 @@ def results_table(files: list[Path]) -> str:
             metrics = [{k: v for k, v in values.items() if k not in NOT_OF_BITS} for values in metrics]
         measured, compared = sentence(MEASURED, *metrics), sentence(COMPARED, *(run["baselines"] for run in runs))
         rows.append(f"| {number} | {name} | {place} | {measured} | {compared} |")
-        hows = []
-        for run in runs:
-            own = [fact for fact in circumstances(run) if fact not in shared]
-            hows.append("; ".join([f"`{command(run)}`", *own]))
-        notes.append(f"{number}. {hows[0]}" if len(hows) == 1 else "\n   - ".join([f"{number}. {name}:", *hows]))
+        own = [fact for fact in circumstances(runs[0]) if fact not in shared]
+        if len(runs) > 1:
+            seeds = [str(run["seed"]) for run in runs]
+            expected = [command(runs[0]).replace(f"--seed {seeds[0]}", f"--seed {seed}") for seed in seeds]
+            if [command(run) for run in runs] != expected:
+                raise ValueError(f"the commands of {', '.join(file.name for file in group)} differ by more than --seed")
+            own = [f"seeds {', '.join(seeds)}", *(fact for fact in own if not fact.startswith("seed "))]
+        notes.append("; ".join([f"{number}. `{command(runs[0])}`", *own]))
     how = f"How each number was obtained ({'; '.join(shared)}):" if shared else "How each number was obtained:"
     return "\n".join([*rows, "", how, "", *notes])
 

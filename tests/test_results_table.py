@@ -46,7 +46,7 @@ def test_several_runs_read_as_their_mean_and_each():
     assert fill_readme.sentence(shown, {"share": 0.5, "mig": 0.25, "other": 1}) == "MIG 0.250, 50.0% of codes"
     runs = [{"mig": 0.2, "share": 0.5, "psnr": 20.0}, {"mig": 0.3, "share": 0.50001}, {"mig": 0.4, "share": 0.5}]
     assert fill_readme.sentence(shown, *runs) == "MIG 0.300 (0.200, 0.300, 0.400), 50.0% of codes"
-    assert fill_readme.sentence(shown, {"psnr": 20.0}, {"psnr": 21.0}) == "PSNR 20.50 (20.00, 21.00) dB"
+    assert fill_readme.sentence(shown, {"psnr": 20.0}, {"psnr": 21.0}) == "PSNR 20.50 dB"  # is not listed
 
 
 def test_seeds_share_a_row_and_each_says_how_it_was_obtained(write):
@@ -58,16 +58,17 @@ def test_seeds_share_a_row_and_each_says_how_it_was_obtained(write):
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert rows == [
         "| 1 | beta_tcvae, 2 seeds: mean (each) | sprites, validation split (5,000 images) | MSE 0.01000, "
-        "MIG 0.300 (0.200, 0.400), FactorVAE score 0.800 | PCA: MIG 0.011, SAP 0.006, ICA: MIG 0.020 |",
+        "MIG 0.300 (0.200, 0.400), FactorVAE score 0.800 (0.800, 0.800) | PCA: MIG 0.011, SAP 0.006, ICA: MIG 0.020 |",
         "| 2 | beta_tcvae | sprites, validation split (5,000 images) | MSE 0.50000 |  |",
     ]
     _, _, notes = table.partition("How each number was obtained (a quiet one; transformers 5; 2025-01-31):\n\n")
     assert notes.splitlines() == [
-        "1. beta_tcvae, 2 seeds: mean (each):",
-        "   - `train --seed 0`; seed 0",
-        "   - `train --seed 1`; seed 1",
+        "1. `train --seed 0`; seeds 0, 1",
         "2. `train --seed 3`; seed 3",
     ]
+    files[1] = write("m_seed1", measures, pca, seed=1, command="train --seed 1 --beta 2")
+    with pytest.raises(ValueError, match="m_seed0.json, m_seed1.json differ by more than --seed"):
+        fill_readme.results_table(files)
 
 
 def test_what_is_shown_of_clusters_and_bits(write):
