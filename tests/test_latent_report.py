@@ -16,8 +16,8 @@ from torch import nn
 
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel
 from hf_autoencoders.data import ImageArrays
+from hf_autoencoders.evaluation.factors import corpus_factors
 from hf_autoencoders.evaluation.latent_report import (
-    corpus_factors,
     format_latent_report,
     latent_report,
     permutation_test,
@@ -123,6 +123,12 @@ def test_rows_that_lack_a_factor_are_left_out_and_negative_values_are_values():
     chosen, factors, _ = corpus_factors(arrays)
     assert chosen.tolist() == list(range(6, 60))
     assert factors[1].value_names == ["-2", "-1", "0"]
+
+
+def test_a_factor_of_some_rows_has_the_values_of_these():
+    factor = corpus_factors(arrays_with(kind=np.arange(60) % 3, extra_names={"kind": ["a", "b", "c"]}))[1][0]
+    some = factor.select(np.array([2, 3, 5]))
+    assert (some.name, some.values.tolist(), some.value_names) == ("kind", [1, 0, 1], ["a", "c"])
 
 
 def test_factors_are_refused():

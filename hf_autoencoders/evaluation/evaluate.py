@@ -13,7 +13,7 @@ What is measured depends on what a model offers, never on its name:
       labels, which serve to measure only
     encode(...).probabilities of bits             entropy of the bits
 
-Factors are columns of `extra` as in `latent_report.corpus_factors`, those that both splits have. Where there are no two
+Factors are columns of `extra` as in `factors.corpus_factors`, those that both splits have. Where there are no two
 of them nothing is said of disentanglement.
 
 The probes, and the quantisers of the PCA of equal bits, read at most `MAX_VALUES` numbers; of a corpus with more they
@@ -45,6 +45,7 @@ from .checks import check_positive, check_uint8_images
 from .clustering import clustering_metrics, kmeans_clusters
 from .codes import CodeUsage, bit_entropies
 from .disentanglement import disentanglement_metrics, ica_codes, mutual_information_gap, pca_codes
+from .factors import corpus_factors, why_no_factor
 from .likelihood import (
     ActiveUnits,
     binarize_images,
@@ -224,7 +225,7 @@ def evaluate_model(
 
     return {
         "model_type": config.model_type,
-        "name": _variant_name(config.model_type),
+        "name": variant_name(config.model_type),
         "corpus": {**corpus, "rows": len(validation.images), "train_rows": len(train.images)},
         "metrics": {name: float(value) for name, value in metrics.items()},
         "baselines": {name: float(value) for name, value in baselines.items()},
@@ -387,10 +388,8 @@ class _Factors(NamedTuple):
 
 def _shared_factors(train, validation, seed: int) -> _Factors:
     """The factors that both splits have a column of, for at most `MAX_ROWS` validation rows that have them all."""
-    from .latent_report import _why_no_factor, corpus_factors  # which imports this module
-
     shared = [name for name in validation.extra if name in train.extra]
-    names = [name for name in shared if not _why_no_factor(np.asarray(validation.extra[name]))]
+    names = [name for name in shared if not why_no_factor(np.asarray(validation.extra[name]))]
     if not names:
         return _Factors(np.empty(0, np.int64), [], np.empty((0, 0), np.int64))
     known, factors, _ = corpus_factors(validation, names)
@@ -567,7 +566,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _variant_name(model_type: str) -> str:
+def variant_name(model_type: str) -> str:
     """The short name of a variant in the registry, or its model type."""
     from ..registry import VARIANTS
 
