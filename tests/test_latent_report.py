@@ -141,6 +141,13 @@ def test_factors_are_refused():
         corpus_factors(arrays_with())
     with pytest.raises(ValueError, match=r"\(label: 1 values in 60 rows\)"):
         corpus_factors(arrays_with(labels=np.zeros(60, dtype=int)))
+    parity = np.arange(60) % 2
+    apart = arrays_with(a=np.where(np.arange(60) < 30, parity, -1), b=np.where(np.arange(60) < 30, -1, parity))
+    message = "no image has all of a, b: name fewer with --factor_columns / factors="
+    for names in (None, ["a", "b"]):
+        with pytest.raises(ValueError, match=message):
+            corpus_factors(apart, names)
+    assert corpus_factors(apart, ["b"])[0].tolist() == list(range(30, 60))
 
 
 # Models of every kind, whose codes are what they show

@@ -44,7 +44,7 @@ def corpus_factors(arrays, names: list[str] | None = None) -> tuple[np.ndarray, 
         out, with the reason.
 
     Raises:
-        ValueError: a column asked for is not there or no factor, or none is found.
+        ValueError: a column asked for is not there or no factor, or none is found, or no image has them all.
     """
     columns, value_names = dict(arrays.extra), dict(arrays.extra_names)
     if arrays.labels is not None and LABEL not in columns:
@@ -66,6 +66,8 @@ def corpus_factors(arrays, names: list[str] | None = None) -> tuple[np.ndarray, 
         if reasons[name]:
             raise ValueError(f"column {name!r} is no factor: expected {expected}, got {reasons[name]}")
     rows = np.flatnonzero(np.all([_is_known(columns[name]) for name in names], axis=0))
+    if not len(rows):
+        raise ValueError(f"no image has all of {', '.join(names)}: name fewer with --factor_columns / factors=")
     return rows, [_factor(name, columns[name][rows], value_names.get(name)) for name in names], left_out
 
 
