@@ -268,11 +268,12 @@ def latent_report(
 
     Returns:
         What `latent_report.json` holds: `factors`, and `components` with for each `kind` ("dimension", "bit" or
-        "variable"), `index`, `information` by factor (`bits` above chance, `share` of the factor's entropy above chance
-        in [0, 1], `p_value`), `factor`, the one it knows most of (dimensions and variables by share, bits by bits),
-        whether that is `sure` (p-value below 0.01), and `picture`. Of a dimension `variance` (of means over rows) and
-        `kl` (nats), of the others `entropy_bits`. A bit has P(bit = 1) for each value of the factor in `probabilities`,
-        a variable its used `classes` with `rows`, the commonest value, its `share`, and the `counts` of all values.
+        "variable"), `index`, `information` by factor (`bits` above chance; `share`, which these are of what is left of
+        the factor's entropy above chance, in [0, 1]; `p_value`), `factor`, the one it knows most of (dimensions and
+        variables by share, bits by bits), whether that is `sure` (p-value below 0.01), and `picture`. Of a dimension
+        `variance` (of means over rows) and `kl` (nats), of the others `entropy_bits`. A bit has P(bit = 1) for each
+        value of the factor in `probabilities`, a variable its used `classes` with `rows`, the commonest value, its
+        `share`, and the `counts` of all values.
 
     Raises:
         ValueError: no factor, or a model whose code is no vector of dimensions, bits or variables.
@@ -565,7 +566,8 @@ def _images(report: dict[str, Any]) -> str:
 
 def _legend(report: dict[str, Any]) -> str:
     return (
-        f"Mutual information above chance on {_images(report)}, as a share of the factor's entropy or in bits; p: "
+        f"Mutual information above chance on {_images(report)}, in bits or as a share of what is left of the factor's "
+        "entropy above chance; p: "
         "permutation test over all parts of the code and all factors at once "
         f"({report['settings']['num_permutations']} permutations); - where p is not below {SIGNIFICANCE}."
     )
@@ -592,9 +594,9 @@ def _page(report: dict[str, Any]) -> str:
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(f'{_images(report)}. Factors: {factors}.{left_out}')}</p>",
-        "<p>Each cell is the share of a factor that a part of the code knows (mutual information above chance over the "
-        "entropy of the factor), or how much of it a bit knows, at most 1 bit. Bold: a permutation test over all cells "
-        "at once gives p below "
+        "<p>Each cell is the share of a factor that a part of the code knows (mutual information above chance, over "
+        "what is left of the entropy of the factor above chance), or how much of it a bit knows, at most 1 bit. Bold: "
+        "a permutation test over all cells at once gives p below "
         f"{SIGNIFICANCE}.</p>",
         _overview(report, names),
     ]
