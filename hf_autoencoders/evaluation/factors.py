@@ -80,10 +80,11 @@ def why_no_factor(column: np.ndarray) -> str | None:
     if column.ndim != 1 or not (np.issubdtype(column.dtype, np.integer) or column.dtype == bool):
         return f"{column.dtype} of shape {column.shape}"
     column = column.astype(np.int64)
-    column = column[_is_known(column)]
-    num_values = len(np.unique(column))
-    if not 2 <= num_values <= min(MAX_FACTOR_VALUES, len(column) // MIN_ROWS_OF_A_VALUE):
-        return f"{num_values} values in {len(column)} rows"
+    known = column[_is_known(column)]
+    num_values = len(np.unique(known))
+    if not 2 <= num_values <= min(MAX_FACTOR_VALUES, len(known) // MIN_ROWS_OF_A_VALUE):
+        others = len(column) - len(known)
+        return f"{num_values} values in {len(known)} rows" + (f", -1 (unknown) in {others}" if others else "")
     return None
 
 
