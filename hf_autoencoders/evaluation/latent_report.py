@@ -567,8 +567,7 @@ def _images(report: dict[str, Any]) -> str:
 def _legend(report: dict[str, Any]) -> str:
     return (
         f"Mutual information above chance on {_images(report)}, in bits or as a share of what is left of the factor's "
-        "entropy above chance; p: "
-        "permutation test over all parts of the code and all factors at once "
+        "entropy above chance; p: permutation test over all parts of the code and all factors at once "
         f"({report['settings']['num_permutations']} permutations); - where p is not below {SIGNIFICANCE}."
     )
 
