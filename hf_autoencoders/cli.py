@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    _refuse_folder(arguments.output)
     kind = _modality(arguments)
     _refuse(arguments, kind)
     measured = None
@@ -218,6 +219,7 @@ def _measure_speech(arguments: argparse.Namespace) -> tuple:
 def _encode(arguments: argparse.Namespace) -> None:
     from safetensors.numpy import save_file
 
+    _refuse_folder(arguments.output)
     kind = _modality(arguments)
     if kind != "text":  # of those, loading tells what is wrong
         _refuse(arguments, kind)
@@ -290,6 +292,11 @@ def _content_of(model, arguments: argparse.Namespace, has_codes: bool) -> str:
 def _latent_report(arguments: argparse.Namespace) -> None:
     from .evaluation.latent_report import format_latent_report, latent_report, report_beside
 
+    if arguments.label_column == "none" and arguments.factor_columns == ["none"]:
+        raise Mistake(
+            "--label_column none with --factor_columns none leaves no factors to report: name some with "
+            "--factor_columns, or leave out one of the two"
+        )
     folder = Path(arguments.model) if Path(arguments.model).is_dir() and not arguments.output else None
     write, output = (report_beside, folder) if folder else (latent_report, Path(arguments.output or LATENT_PAGE))
     model, processor = _load_model(arguments)
@@ -335,6 +342,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
 
     import torch
 
+    _refuse_folder(arguments.output)
     if Path(arguments.output).resolve() in {Path(image).resolve() for image in arguments.images}:
         raise Mistake(f"{arguments.output} is one of the input images: choose another file with --output")
     model, processor = _load_model(arguments)
@@ -360,6 +368,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     from .evaluation.pictures import image_grid
 
+    _refuse_folder(arguments.output)
     model, _ = _load_model(arguments)
     _require(model, "sample", arguments, "no prior to sample from")
     samples = model.sample(arguments.num_samples, generator=torch.Generator().manual_seed(arguments.seed))
@@ -369,6 +378,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _interpolate(arguments: argparse.Namespace) -> None:
     from .evaluation.pictures import interpolation_strip
 
+    _refuse_folder(arguments.output)
     model, processor = _load_model(arguments)
     _require(model, "interpolate", arguments, "no interpolation")
     first, second = _read_images(processor, [arguments.first, arguments.second], model.device).split(1)
@@ -383,6 +393,7 @@ def _summarize(arguments: argparse.Namespace) -> None:
 
     from .pipelines import TextSummarizationPipeline
 
+    _refuse_folder(arguments.output)
     if arguments.input != "-" and not Path(arguments.input).is_file():
         raise FileNotFoundError(f"no such file: {arguments.input}")
     if arguments.output != "-" and Path(arguments.output).resolve() == Path(arguments.input).resolve():
@@ -871,6 +882,12 @@ def _require(model, method: str, arguments: argparse.Namespace, lack: str) -> No
         raise Mistake(f"{arguments.model} holds a {type(model).__name__} model, which has {lack}")
 
 
+def _refuse_folder(path: str | None) -> None:
+    """Before anything is computed that could not be written."""
+    if path and Path(path).is_dir():
+        raise Mistake(f"{path} is a folder: expected a file to write to, name one with --output")
+
+
 def _save(picture, path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
@@ -988,7 +1005,7 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--device", help='"cpu", "cuda", "cuda:1" ...; a GPU if there is one when not given')
         sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    def corpus(sub: argparse.ArgumentParser, use: str, speech: bool = True) -> None:
+    def corpus(sub: argparse.ArgumentParser, use: str, speech: bool = True, factors: str | None = None) -> None:
         embedded = '"digits" or "sprites"' + (' (images), "espeak" (speech)' if speech else "")
         sub.add_argument("corpus", metavar="CORPUS", help=f"{embedded}, dataset id on the Hub, .parquet file or folder")
         options = sub.add_argument_group("corpus")
@@ -1003,7 +1020,17 @@ def _parser() -> argparse.ArgumentParser:
         options.add_argument("--config_name", help="configuration of a dataset that has several")
         options.add_argument("--corpus_revision", help="branch, tag or commit of a dataset on the Hub")
         options.add_argument("--image_column", help="column with the images; guessed when not given")
-        options.add_argument("--label_column", help='column with the classes, "none" for none; guessed when not given')
+        classes = 'column with the classes, "none" for none; guessed when not given'
+        also = "; whatever is said here, it may be one of the --factor_columns, too"
+        options.add_argument("--label_column", help=classes + (also if factors else ""))
+        if factors:
+            options.add_argument(
+                "--factor_columns",
+                nargs="+",
+                metavar="NAME",
+                help="columns with factors of variation of images; when not given, all columns of whole numbers, the "
+                f'classes among them even with --label_column none; "none" for none: {factors}',
+            )
         options.add_argument("--skip_bad_images", action="store_true", help="leave out unreadable images")
         if not speech:
             return
@@ -1017,14 +1044,6 @@ def _parser() -> argparse.ArgumentParser:
             help="speakers, or how many, that are the split unseen; as in the training of the model when not given",
         )
         options.add_argument("--skip_bad_audio", action="store_true", help="leave out unreadable recordings")
-
-    def factor_columns(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--factor_columns",
-            nargs="+",
-            metavar="NAME",
-            help='columns with factors of variation of images, "none" for none; guessed when not given',
-        )
 
     def batch_size(sub: argparse.ArgumentParser, default: int = BATCH_SIZE, unit: str = "images") -> None:
         sub.add_argument("--batch_size", type=_whole_number, default=default, help=f"{unit} at once")
@@ -1049,7 +1068,7 @@ def _parser() -> argparse.ArgumentParser:
         "keeps them apart.",
     )
     model(evaluate)
-    corpus(evaluate, "measure; train serves the baselines")
+    corpus(evaluate, "measure; train serves the baselines", factors="nothing is said of disentanglement then")
     texts = evaluate.add_argument_group(
         "corpus of a text model",
         'CORPUS has the texts; "docstrings" is embedded. What is not given is as in the training of the model if that '
@@ -1083,7 +1102,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="clips that a voice is taken from, averaged; when not given, as in the training of the model, else 1",
     )
-    factor_columns(evaluate)
     evaluate.add_argument(
         "--num_importance_samples",
         type=_whole_number,
@@ -1127,8 +1145,7 @@ def _parser() -> argparse.ArgumentParser:
         "keeps them apart.",
     )
     model(report)
-    corpus(report, "encode", speech=False)
-    factor_columns(report)
+    corpus(report, "encode", speech=False, factors="the classes are the only factor then")
     batch_size(report)
     seed(report)
     report.add_argument(

@@ -26,6 +26,7 @@ Features need no pipeline of their own: the stock `pipeline("image-feature-extra
 """
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,9 @@ class ImageClusteringPipeline(Pipeline):
         if unknown:
             raise TypeError(f"unknown argument(s) {', '.join(unknown)}: this pipeline takes variable and timeout")
         count = getattr(self.model.config, "num_variables", 1)
-        if variable is not None and not 0 <= variable < count:
-            raise ValueError(f"expected a variable from 0 to {count - 1}, got {variable}")
+        is_number = isinstance(variable, Integral) and not isinstance(variable, bool)
+        if variable is not None and not (is_number and 0 <= variable < count):
+            raise ValueError(f"expected variable to be a whole number from 0 to {count - 1}, got {variable!r}")
         preprocess = {} if timeout is None else {"timeout": timeout}
         return preprocess, {}, {} if variable is None else {"variable": variable}
 

@@ -238,7 +238,13 @@ def test_latent_report_reads_factors_by_their_names(folders, tmp_path, capsys):
     report = json.loads((tmp_path / "named" / "latent_report.json").read_text())
     assert [factor["name"] for factor in report["factors"]] == ["ink"]
     message = fail(capsys, *argv, "-o", str(tmp_path / "none"), "--factor_columns", "none", "--label_column", "none")
-    assert "no column of the corpus says what its images show (it has none): expected whole numbers" in message
+    assert "--label_column none with --factor_columns none leaves no factors to report: name some" in message
+    run(capsys, *argv, "-o", str(tmp_path / "classes"), "--factor_columns", "none")
+    report = json.loads((tmp_path / "classes" / "latent_report.json").read_text())
+    assert [factor["name"] for factor in report["factors"]] == ["label"], "as the help says"
+    run(capsys, *argv, "-o", str(tmp_path / "still"), "--label_column", "none")
+    report = json.loads((tmp_path / "still" / "latent_report.json").read_text())
+    assert [factor["name"] for factor in report["factors"]] == ["label", "ink"], "likewise"
     message = fail(capsys, "latent-report", folders["vqvae"], "digits", "-o", str(tmp_path / "none"))
     assert "a grid of codes has no parts of its own" in message
     assert not (tmp_path / "none").exists()
@@ -266,8 +272,15 @@ def test_latent_report_of_a_folder_becomes_a_part_of_it(folders, tmp_path, capsy
     run(capsys, "latent-report", "model", "digits", "--seed", "1")
     assert Path("model/README.md").read_text() == "Mine."
     shutil.rmtree("model/latent_report")
-    message = fail(capsys, "latent-report", "model", "digits", "--factor_columns", "none", "--label_column", "none")
-    assert "no column of the corpus says what its images show" in message
+    dataset = load_corpus("digits")["validation"]
+    dataset.remove_columns("label").to_parquet("bare.parquet")
+    message = fail(capsys, "latent-report", "model", "bare.parquet", "--split", "train")
+    assert "no column of the corpus says what its images show (it has none): expected whole numbers" in message
+    parity = [row % 2 for row in range(len(dataset))]
+    apart = [[value if (row < 100) == early else None for row, value in enumerate(parity)] for early in (True, False)]
+    dataset.add_column("a", apart[0]).add_column("b", apart[1]).to_parquet("apart.parquet")
+    message = fail(capsys, "latent-report", "model", "apart.parquet", "--split", "train")
+    assert "no image has all of label, a, b: name fewer with --factor_columns" in message
     assert not Path("model/latent_report").exists() and not list(Path("model").glob(".report-*"))
 
 
@@ -720,6 +733,20 @@ def test_mistakes_with_files_are_named(folders, digit_files, tmp_path, capsys):
         capsys, "reconstruct", folders["vae"], digit_files[0], "-o", str(tmp_path)
     )
     assert open(digit_files[0], "rb").read() == before
+
+
+def test_a_folder_to_write_a_file_to_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    first, second = "first.png", "second.png"
+    for argv in (
+        ["evaluate", "no/model", "digits"],
+        ["encode", "no/model", "digits"],
+        ["cluster", "no/model", first],
+        ["sample", "no/model"],
+        ["interpolate", "no/model", first, second],
+        ["summarize", "text.txt", "--model", "no/model"],
+    ):
+        message = fail(capsys, *argv, "-o", str(tmp_path))
+        assert f"{tmp_path} is a folder: expected a file to write to, name one with --output" in message
 
 
 def test_corrupt_and_incomplete_weights_are_refused(folders, tmp_path, capsys):

@@ -545,6 +545,31 @@ def test_factors_are_loaded_as_whole_numbers(processor):
     assert picked.extra["width"].tolist() == [0, -1]
 
 
+def test_values_below_zero_are_renumbered_and_rows_without_one_are_not(processor):
+    """Attributes that are -1 or 1, as those of CelebA, beside what -1 stands for: no value."""
+    rows = range(NUM_ROWS)
+    columns = {
+        "smile": [1 if row % 3 else -1 for row in rows],
+        "tilt": [None if row == 2 else (row % 4 - 2) * 5 for row in rows],
+        "width": [None if row == 2 else row % 4 for row in rows],
+        "none": [None for _ in rows],
+    }
+    dataset = corpus()
+    for name, values in columns.items():
+        dataset = dataset.add_column(name, values, feature=datasets.Value("int64"))
+    classes = datasets.ClassLabel(names=["a", "b"])
+    dataset = dataset.add_column("class", [row % 3 - 1 for row in rows], feature=classes)
+    arrays = image_arrays(dataset, processor, extra_columns=[*columns, "class"])
+    assert arrays.extra["smile"].tolist() == [1 if row % 3 else 0 for row in rows]
+    assert arrays.extra["tilt"].tolist() == [-1 if row == 2 else row % 4 for row in rows]
+    assert arrays.extra["width"].tolist() == [-1 if row == 2 else row % 4 for row in rows]
+    assert arrays.extra["none"].tolist() == [-1] * NUM_ROWS
+    assert arrays.extra["class"].tolist() == [row % 3 - 1 for row in rows], "-1 of a class is none"
+    assert arrays.extra_names == {"smile": ["-1", "1"], "tilt": ["-10", "-5", "0", "5"], "class": ["a", "b"]}
+    labelled = image_arrays(dataset, processor, label_column="smile", extra_columns=["smile"])
+    assert (labelled.extra["smile"] == labelled.labels).all() and labelled.labels.min() == -1, "likewise of a label"
+
+
 def test_columns_are_guessed_or_the_error_lists_them(processor):
     dataset = corpus().rename_column("label", "kind")
     assert image_arrays(dataset, processor).label_names == ["even", "odd"]  # the only ClassLabel

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import mutual_info_score
 from sklearn.svm import LinearSVC
 
+from hf_autoencoders.evaluation import disentanglement
 from hf_autoencoders.evaluation.baselines import fit_pca
 from hf_autoencoders.evaluation.disentanglement import (
     _batches,
@@ -208,6 +209,17 @@ def test_sap_of_two_values_is_one_minus_chance():
     assert result.score == pytest.approx(0.5, abs=0.06)
 
 
+def test_a_factor_with_one_value_among_the_rows_to_learn_from_is_guessed(monkeypatch):
+    """Both rare rows are among those measured: a constant is right on all others, whatever the dimension."""
+    monkeypatch.setattr(disentanglement, "_split", lambda *_: (np.arange(60), np.arange(60, 90)))
+    factors = np.stack([np.arange(90) >= 88, np.arange(90) % 2], axis=1).astype(int)
+    codes = factors + np.random.default_rng(0).normal(0, 0.01, factors.shape)
+    result = sap_score(codes, factors)
+    np.testing.assert_allclose(result.accuracies[:, 0], 28 / 30)
+    assert result.score == pytest.approx((result.accuracies[1, 1] - result.accuracies[0, 1]) / 2)
+    assert result.accuracies[1, 1] == 1 and 0 <= dci(codes, factors).informativeness <= 1
+
+
 def test_sap_agrees_with_the_slow_dual_solver():
     rng = np.random.default_rng(1)
     factors = rng.integers(0, 4, (900, 1))
@@ -374,3 +386,10 @@ def test_components_that_the_images_do_not_have_are_zero():
     images[:, 0, 0, :2] = factors * 50
     for codes in (pca_codes(images, images, 4), ica_codes(images, images, 4)):
         np.testing.assert_allclose(codes.var(axis=0), [1, 1, 0, 0], atol=1e-3)
+
+
+def test_codes_of_equal_training_images_are_zero():
+    images = mixed_images(50, 0)[0]
+    for train in (np.repeat(images[:1], 40, axis=0), images[:1]):
+        for codes in (pca_codes(train, images, 3), ica_codes(train, images, 3)):
+            np.testing.assert_array_equal(codes, np.zeros((50, 3), dtype=np.float32))

@@ -903,9 +903,54 @@ def test_factors_are_those_of_both_splits_and_rows_those_that_have_them():
     result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
     assert result["metrics"]["mig"] == expected["metrics"]["mig"] and "mig_of_one_split" not in result["metrics"]
     assert result["settings"]["disentanglement_rows"] == 250
+    assert {name: result["not_measured"][name] for name in ("mig_row", "mig_of_one_split")} == {
+        "mig_row": "300 values in 300 rows",
+        "mig_of_one_split": "the training split has no such column",
+    }
     del train.extra["side"]  # one factor is left
     result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
-    assert not any("mig" in name for name in [*result["metrics"], *result["baselines"], *result["not_measured"]])
+    assert not any("mig" in name for name in [*result["metrics"], *result["baselines"]])
+    assert result["not_measured"]["disentanglement"] == "it compares factors, and there is one"
+
+
+def test_a_rare_factor_is_left_out_and_told(tmp_path):
+    """Two ones in 300 rows may not be among the rows that a classifier learns from."""
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    expected = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    for count in (1, 2, 9, 10):
+        for arrays in (train, validation):
+            arrays.extra["rare"] = (np.arange(len(arrays)) < count).astype(int)
+        result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+        shared = count if count > 1 else 0
+        reason = f"{shared} of 300 rows share a value other than its commonest, it needs 10"
+        assert result["not_measured"].get("mig_rare") == (reason if count < 10 else None)
+        assert ("mig_rare" in result["metrics"]) == (count == 10)
+        if count < 10:
+            assert result["metrics"] == expected["metrics"] and result["baselines"] == expected["baselines"]
+        write_metrics(tmp_path / "metrics.json", result)
+    for arrays in (train, validation):  # many values, one row each, of which no batch can be drawn
+        arrays.extra["rare"] = np.maximum(np.arange(len(arrays)) - len(arrays) + 21, 0)
+    assert "mig_rare" in evaluate_model(SeenFactors(), train, validation, corpus=SEEN)["not_measured"]
+    for arrays in (train, validation):
+        arrays.extra = {"shape": arrays.extra["shape"], "rare": (np.arange(len(arrays)) < 2).astype(int)}
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    assert result["not_measured"]["disentanglement"] == "it compares factors, and there is one"
+
+
+def test_factors_that_no_row_has_together_are_told():
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    validation.extra["shape"][:150], validation.extra["side"][150:] = -1, -1
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    assert result["not_measured"]["disentanglement"].startswith("no image has all of shape, side: name fewer")
+    assert result["not_measured"]["mig_row"] == "300 values in 300 rows"
+
+
+def test_training_images_that_are_one_and_the_same_are_measured(tmp_path):
+    train, validation = seen_arrays(400), seen_arrays(300, seed=1)
+    train.images[:] = train.images[0]
+    result = evaluate_model(SeenFactors(), train, validation, corpus=SEEN)
+    assert result["baselines"]["ica_mig"] == result["baselines"]["pca_mig"] == 0
+    write_metrics(tmp_path / "metrics.json", result)
 
 
 def test_disentanglement_that_cannot_be_measured_is_told(monkeypatch):

@@ -1,5 +1,6 @@
 """The latent report: its statistics against known values, and its pages for every kind of code there is."""
 
+import html
 import json
 import math
 import re
@@ -16,8 +17,8 @@ from torch import nn
 
 from hf_autoencoders import AutoencoderConfig, AutoencoderModel, VAEConfig, VAEModel, VQVAEConfig, VQVAEModel
 from hf_autoencoders.data import ImageArrays
+from hf_autoencoders.evaluation.factors import corpus_factors
 from hf_autoencoders.evaluation.latent_report import (
-    corpus_factors,
     format_latent_report,
     latent_report,
     permutation_test,
@@ -125,6 +126,12 @@ def test_rows_that_lack_a_factor_are_left_out_and_negative_values_are_values():
     assert factors[1].value_names == ["-2", "-1", "0"]
 
 
+def test_a_factor_of_some_rows_has_the_values_of_these():
+    factor = corpus_factors(arrays_with(kind=np.arange(60) % 3, extra_names={"kind": ["a", "b", "c"]}))[1][0]
+    some = factor.select(np.array([2, 3, 5]))
+    assert (some.name, some.values.tolist(), some.value_names) == ("kind", [1, 0, 1], ["a", "c"])
+
+
 def test_factors_are_refused():
     arrays = arrays_with(number=np.arange(60), kind=np.arange(60) % 3)
     with pytest.raises(ValueError, match=r"no column 'x' to be a factor: expected one of \['kind', 'number'\]"):
@@ -135,6 +142,15 @@ def test_factors_are_refused():
         corpus_factors(arrays_with())
     with pytest.raises(ValueError, match=r"\(label: 1 values in 60 rows\)"):
         corpus_factors(arrays_with(labels=np.zeros(60, dtype=int)))
+    with pytest.raises(ValueError, match=r"'side' is no factor: .* 1 values in 30 rows, -1 \(unknown\) in 30$"):
+        corpus_factors(arrays_with(side=np.arange(60) % 2 * 2 - 1), ["side"])
+    parity = np.arange(60) % 2
+    apart = arrays_with(a=np.where(np.arange(60) < 30, parity, -1), b=np.where(np.arange(60) < 30, -1, parity))
+    message = "no image has all of a, b: name fewer with --factor_columns / factors="
+    for names in (None, ["a", "b"]):
+        with pytest.raises(ValueError, match=message):
+            corpus_factors(apart, names)
+    assert corpus_factors(apart, ["b"])[0].tolist() == list(range(30, 60))
 
 
 # Models of every kind, whose codes are what they show
@@ -315,6 +331,25 @@ def test_bits_are_sorted_by_entropy_and_say_for_which_values_they_are_set(report
     assert (off[:, 0, 1] == 0).all() and (on[:, 0, 1] == 1).all()
     np.testing.assert_array_equal(off[:, 0, [0, 2, 3]], on[:, 0, [0, 2, 3]])
     assert len(np.unique(off[:, 0, 0])) == 2, "images differ in the other bits"
+
+
+def test_the_share_is_of_what_is_left_of_the_entropy_above_chance(tmp_path):
+    """Where chance is a good part of the entropy, as here, the share of the whole entropy is another number."""
+    arrays = corpus(60)
+    arrays.extra["many"] = np.arange(60) % 12
+    report = latent_report(Gaussian(), arrays, tmp_path, num_permutations=99)
+    entropy = {factor["name"]: factor["entropy_bits"] for factor in report["factors"]}["many"]
+    means = np.stack([arrays.extra["kind"], arrays.extra["side"], 0 * arrays.extra["side"]], axis=1)
+    table = np.stack([arrays.extra[factor["name"]] for factor in report["factors"]], axis=1)
+    tested = permutation_test(means, table, num_permutations=99)
+    column = [factor["name"] for factor in report["factors"]].index("many")
+    nats, chance = tested.nats[0, column], tested.chance[0, column]
+    kind = next(component for component in report["components"] if component["index"] == 0)
+    share = kind["information"]["many"]["share"]
+    assert share == pytest.approx((nats - chance) / (entropy * math.log(2) - chance))
+    assert share > 1.05 * (nats - chance) / (entropy * math.log(2))
+    for text in ((tmp_path / name).read_text() for name in ("latent_report.md", "index.html")):
+        assert re.search(r"what is left of (the factor's|the entropy of the factor)", html.unescape(text))
 
 
 def test_a_bit_is_of_the_factor_that_it_knows_most_bits_of(tmp_path):

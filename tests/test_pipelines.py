@@ -136,8 +136,10 @@ def test_clustering_equals_the_model(name, tmp_path):
         assert scores == pytest.approx(probabilities[:, variable].amax(1).tolist(), rel=1e-4)
         assert all(set(result) == {"cluster", "score"} for result in results)
     assert cluster(images[0])["cluster"] == model.cluster(pixel_values[:1]).item()
-    with pytest.raises(ValueError, match="expected a variable from 0 to 1, got 2"):
-        cluster(images[0], variable=2)
+    assert cluster(images[0], variable=np.int64(1)) == cluster(images[0], variable=1)
+    for wrong, told in ((2, "2"), (-1, "-1"), ("0", "'0'"), (0.0, "0.0"), (True, "True")):
+        with pytest.raises(ValueError, match=f"expected variable to be a whole number from 0 to 1, got {told}"):
+            cluster(images[0], variable=wrong)
     with pytest.raises(TypeError, match="colour"):
         cluster(images[0], colour=True)
 

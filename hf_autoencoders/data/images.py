@@ -50,8 +50,10 @@ class ImageArrays:
         label_names: names of the classes by label, or `None`.
         skipped: rows of the split left out because their image is bad (`on_bad_image="skip"`).
         extra: further columns by name, one entry per image: factors, say, as `find_factor_columns` names them. Whole
-            numbers, classes and booleans are int64, -1 where a row has none.
-        extra_names: names of the classes, by number, of those further columns that have them.
+            numbers, classes and booleans are int64, -1 where a row has none. So that this says nothing else, whole
+            numbers some of which are below 0 are renumbered: 0 for the lowest, 1 for the next, and so on.
+        extra_names: names of the classes, by number, of those further columns that have them; of renumbered columns
+            what the numbers were.
     """
 
     images: np.ndarray
@@ -383,8 +385,10 @@ def image_arrays(
     if label_column is not None:
         labels = _read_labels(dataset, label_column)[kept]
         label_names = getattr(dataset.features[label_column], "names", None)
-    extra = {name: _read_extra(dataset, name)[kept] for name in extra_columns}
-    names = {name: getattr(dataset.features[name], "names", None) for name in extra_columns}
+    extra, names = {}, {}
+    for name in extra_columns:
+        column, names[name] = _read_extra(dataset, name, is_label=name == label_column)
+        extra[name] = column[kept]
     return ImageArrays(
         images=images,
         labels=labels,
@@ -406,10 +410,25 @@ def _read_labels(dataset, label_column: str) -> np.ndarray:
     return column.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _read_extra(dataset, column: str) -> np.ndarray:
-    if _is_factor(dataset.features[column]):
-        return _read_labels(dataset, column)
-    return np.asarray(dataset.with_format("numpy", columns=[column])[:][column])
+def _read_extra(dataset, column: str, is_label: bool) -> tuple[np.ndarray, list[str] | None]:
+    """A column as it is in `ImageArrays.extra`, and the names of its values, by number, where they have some.
+
+    Values below 0 are renumbered, since -1 stands for rows without one; but not those of labels and classes, whose -1
+    is just that.
+    """
+    feature = dataset.features[column]
+    names = getattr(feature, "names", None)
+    if not _is_factor(feature):
+        return np.asarray(dataset.with_format("numpy", columns=[column])[:][column]), names
+    values = _read_labels(dataset, column)
+    if is_label or names or values.min() >= 0:
+        return values, names
+    known = dataset.with_format("arrow", columns=[column])[:][column].is_valid().to_numpy()
+    different, renumbered = np.unique(values[known], return_inverse=True)
+    if not len(different) or different[0] >= 0:  # all below 0 are rows without a value
+        return values, names
+    values[known] = renumbered
+    return values, [str(value) for value in different.tolist()]
 
 
 def _cached_images(dataset, processor, image_column, cache_dir: Path, on_bad_image, num_threads, progress) -> Path:

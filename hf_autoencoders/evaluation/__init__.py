@@ -3,7 +3,8 @@
 `reconstruction`: how close is the output to the input? `likelihood`: how probable are unseen images?
 `codes`: how much of a discrete codebook is in use? `probe`: do the latents know the class?
 `baselines`: what would PCA have reached with as many numbers, or as many bits? `pictures`: what does it look like?
-`disentanglement`: does each dimension stand for one factor of the data? `clustering`: are clusters classes?
+`factors`: what is known of the images? `disentanglement`: does each dimension stand for one factor of the data?
+`clustering`: are clusters classes?
 `latent_report`: what does each part of the code stand for? A page for people.
 `evaluate` asks whichever of these questions a model of images can answer and gathers the answers in one dictionary.
 

@@ -250,7 +250,8 @@ def sap_score(
     (Locatello et al. solve the dual one, which has an unknown per row, and takes minutes), on standardised dimensions.
 
     The other dimensions of a perfect code guess, so its score is 1 - chance for a factor of two values, 0.5, and less
-    where the values are many: a line cannot cut out the middle ones. Random codes score about 0.
+    where the values are many: a line cannot cut out the middle ones. Random codes score about 0. So does a factor of
+    which the rows to learn from have a single value, which all dimensions guess alike.
 
     Args:
         codes: (rows, num_dims) numbers, at least two dimensions.
@@ -269,8 +270,9 @@ def sap_score(
     accuracies = np.empty((codes.shape[1], factors.shape[1]))
     for j, column in enumerate(factors.T):
         values = np.unique(column[train])
-        if len(values) < 2:
-            raise ValueError(f"factor {j} has the single value {values[0]} among the {len(train)} rows to learn from")
+        if len(values) < 2:  # nothing to tell apart: each dimension guesses the one value, as a forest of `dci` does
+            accuracies[:, j] = (column[measured] == values[0]).mean()
+            continue
         for i in range(codes.shape[1]):
             dimension = codes[:, i : i + 1]
             machine = LinearSVC(C=SVM_C, class_weight="balanced", dual=False).fit(dimension[train], column[train])
@@ -511,18 +513,21 @@ def ica_codes(
         seed: of the first guess.
 
     Returns:
-        (rows, num_components) float32, of variance 1 over the training rows; 0 in components these do not have.
+        (rows, num_components) float32, of variance 1 over the training rows; 0 in components these do not have, in all
+        of them where the training images are one and the same.
     """
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
     pca = _first_components(train_images, num_components, pca)
-    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-3)
     varying = _varying(pca)
+    codes = np.zeros((len(images), num_components), dtype=np.float32)
+    if not varying.any():
+        return codes
+    ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000, tol=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         ica.fit(pca.encode(train_images)[:, varying])
-    codes = np.zeros((len(images), num_components), dtype=np.float32)
     codes[:, varying] = ica.transform(pca.encode(images)[:, varying])
     return codes
 

@@ -13,8 +13,9 @@ What is measured depends on what a model offers, never on its name:
       labels, which serve to measure only
     encode(...).probabilities of bits             entropy of the bits
 
-Factors are columns of `extra` as in `latent_report.corpus_factors`, those that both splits have. Where there are no two
-of them nothing is said of disentanglement.
+Factors are columns of `extra` as in `factors.corpus_factors`, those that both splits have and of which 10 rows have
+another than the commonest value. Where there are no two of them disentanglement is not measured, and where there are no
+other columns either nothing is said of it.
 
 The probes, and the quantisers of the PCA of equal bits, read at most `MAX_VALUES` numbers; of a corpus with more they
 get rows drawn by the seed, the same for every representation, and `settings` says how many.
@@ -45,6 +46,7 @@ from .checks import check_positive, check_uint8_images
 from .clustering import clustering_metrics, kmeans_clusters
 from .codes import CodeUsage, bit_entropies
 from .disentanglement import disentanglement_metrics, ica_codes, mutual_information_gap, pca_codes
+from .factors import corpus_factors, why_no_factor
 from .likelihood import (
     ActiveUnits,
     binarize_images,
@@ -61,6 +63,7 @@ DEFAULT_IMPORTANCE_SAMPLES = 200
 # linear probes and for the quantisers of the PCA of equal bits. MNIST and CIFAR-10 are below it.
 MAX_VALUES = 150_000_000
 MAX_ROWS = 10_000  # that disentanglement is measured on, and that ICA and k-means are fitted on
+MIN_ROWS, MIN_ROWS_OF_OTHERS = 30, 10  # for disentanglement: in all, and of other values than a factor's commonest
 
 LIKELIHOOD_IMAGES = {
     "bernoulli": "drawn as binary images from the grey levels",
@@ -186,7 +189,7 @@ def evaluate_model(
             baselines["pca_equal_bits_mse"] = quantized.mse(validation.images)
 
         if mean is not None and mean.ndim == 2:
-            factors = _shared_factors(train, validation, seed)
+            factors = _shared_factors(train, validation, seed, not_measured)
             if len(factors.names) > 1:
                 measured = _disentanglement(
                     model, factors, train.images, validation.images, pca, seed, batch_size, not_measured
@@ -224,7 +227,7 @@ def evaluate_model(
 
     return {
         "model_type": config.model_type,
-        "name": _variant_name(config.model_type),
+        "name": variant_name(config.model_type),
         "corpus": {**corpus, "rows": len(validation.images), "train_rows": len(train.images)},
         "metrics": {name: float(value) for name, value in metrics.items()},
         "baselines": {name: float(value) for name, value in baselines.items()},
@@ -385,21 +388,36 @@ class _Factors(NamedTuple):
     values: np.ndarray  # (num_rows, num_factors) int64
 
 
-def _shared_factors(train, validation, seed: int) -> _Factors:
-    """The factors that both splits have a column of, for at most `MAX_ROWS` validation rows that have them all."""
-    from .latent_report import _why_no_factor, corpus_factors  # which imports this module
+def _shared_factors(train, validation, seed: int, not_measured: dict[str, str]) -> _Factors:
+    """The factors that both splits have a column of, for at most `MAX_ROWS` validation rows that have them all.
 
-    shared = [name for name in validation.extra if name in train.extra]
-    names = [name for name in shared if not _why_no_factor(np.asarray(validation.extra[name]))]
-    if not names:
-        return _Factors(np.empty(0, np.int64), [], np.empty((0, 0), np.int64))
-    known, factors, _ = corpus_factors(validation, names)
-    chosen = _some_rows(np.arange(len(known)), seed)
-    columns = {factor.name: factor.values[chosen] for factor in factors}
-    # two values that several rows share are the least that can be told apart
-    columns = {name: column for name, column in columns.items() if (np.bincount(column) > 1).sum() > 1}
-    values = np.stack(list(columns.values()), axis=1) if columns else np.empty((len(chosen), 0), np.int64)
-    return _Factors(known[chosen], list(columns), values)
+    Columns that are no factors, or too rare to be measured, are told, and that less than two are left by that.
+    """
+    nothing = _Factors(np.empty(0, np.int64), [], np.empty((0, 0), np.int64))
+    left_out = {name: why_no_factor(np.asarray(column)) for name, column in validation.extra.items()}
+    left_out |= {name: "the training split has no such column" for name in left_out if name not in train.extra}
+    rows, columns = nothing.rows, {}
+    if names := [name for name in left_out if not left_out[name]]:
+        try:
+            rows, factors, _ = corpus_factors(validation, names)
+        except ValueError as error:  # no row has them all
+            factors, not_measured["disentanglement"] = [], str(error)
+        chosen = _some_rows(np.arange(len(rows)), seed)
+        rows = rows[chosen]
+        columns = {factor.name: factor.values[chosen] for factor in factors}
+        for name, column in columns.items() if len(rows) >= MIN_ROWS else ():
+            counts = np.bincount(column)
+            others = max(int(counts[counts > 1].sum() - counts.max()), 0)
+            if others < MIN_ROWS_OF_OTHERS:
+                told = f"{others} of {len(rows)} rows share a value other than its commonest"
+                left_out[name] = f"{told}, it needs {MIN_ROWS_OF_OTHERS}"
+    not_measured |= {f"mig_{name}": reason for name, reason in left_out.items() if reason}
+    columns = {name: column for name, column in columns.items() if not left_out[name]}
+    if len(columns) < 2 and any(left_out.values()):
+        not_measured.setdefault("disentanglement", f"it compares factors, and there is {'one' if columns else 'none'}")
+    if not columns:
+        return nothing
+    return _Factors(rows, list(columns), np.stack(list(columns.values()), axis=1))
 
 
 def _disentanglement(
@@ -422,8 +440,8 @@ def _disentanglement(
     size = means.shape[1]
     if size < 2:
         not_measured["disentanglement"] = "it compares dimensions, and there is one"
-    elif len(means) < 30:
-        not_measured["disentanglement"] = f"{len(means)} validation rows have all factors, it needs 30"
+    elif len(means) < MIN_ROWS:
+        not_measured["disentanglement"] = f"{len(means)} validation rows have all factors, it needs {MIN_ROWS}"
     if "disentanglement" in not_measured:
         return {}, {}
     metrics = disentanglement_metrics(means, factors.values, seed=seed)
@@ -567,7 +585,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _variant_name(model_type: str) -> str:
+def variant_name(model_type: str) -> str:
     """The short name of a variant in the registry, or its model type."""
     from ..registry import VARIANTS
 

@@ -3,7 +3,6 @@
     latent_report           encode a corpus, measure, draw, write `index.html`, `latent_report.json`, `.md` and pictures
     report_beside           the same for the folder of a model, whose card takes it up
     permutation_test        information of codes on factors, beside that of chance
-    corpus_factors          what is known of the images of a corpus
     format_latent_report    the Markdown tables, for a model card
 
 What is reported depends on what `encode` of the model gives, never on its name:
@@ -40,19 +39,18 @@ import torch
 from ..models.losses import gaussian_kl
 from .checks import check_positive, check_uint8_images
 from .disentanglement import NUM_BINS, discretize
-from .evaluate import DEFAULT_BATCH_SIZE, _variant_name, library_versions, pixel_value_batches, write_metrics
+from .evaluate import DEFAULT_BATCH_SIZE, library_versions, pixel_value_batches, variant_name, write_metrics
+from .factors import Factor, corpus_factors
 from .pictures import interpolation_strip
 
 NUM_PERMUTATIONS = 999
 SIGNIFICANCE = 0.01  # p-values below it are called sure
 MAX_ROWS = 10_000
-MAX_FACTOR_VALUES, MIN_ROWS_OF_A_VALUE = 100, 5  # a column of more values, or fewer rows of each, is no factor
 MAX_PICTURES = 64  # of each kind
 STEPS = 9  # of a traversal
 TRAVERSAL_QUANTILES = 0.01, 0.99
 MAX_CLASSES_DRAWN = 20
 MAX_CARD_PICTURES = 8  # of a card; the page has them all
-LABEL = "label"  # name of the factor made of `ImageArrays.labels`
 
 
 # Information
@@ -124,83 +122,6 @@ def permutation_test(
     highest = scores[1:].max(axis=(1, 2))
     as_high = (highest[:, None, None] >= scores[0]).sum(axis=0)
     return Information(observed, shuffled.mean(axis=0), (1 + as_high) / (1 + num_permutations))
-
-
-# What is known of the images
-
-
-class Factor(NamedTuple):
-    """An attribute of images."""
-
-    name: str
-    values: np.ndarray
-    """(rows,) int64 in 0 .. number of values - 1"""
-    value_names: list[str]
-
-    @property
-    def entropy(self) -> float:
-        """In nats."""
-        shares = np.bincount(self.values) / len(self.values)
-        return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
-
-
-def corpus_factors(arrays, names: list[str] | None = None) -> tuple[np.ndarray, list[Factor], dict[str, str]]:
-    """The factors of a corpus, and the rows that have them.
-
-    Args:
-        arrays: `ImageArrays`; -1 in a column without lower values means that a row has none.
-        names: which columns of `arrays.extra`, or "label" for its labels. By default all further columns of whole
-            numbers with 2 to 100 values that come 5 times on average; the labels if there is none.
-
-    Returns:
-        rows, int64, those that have all factors; a `Factor` for each, of these rows; and further columns that were left
-        out, with the reason.
-
-    Raises:
-        ValueError: a column asked for is not there or no factor, or none is found.
-    """
-    columns, value_names = dict(arrays.extra), dict(arrays.extra_names)
-    if arrays.labels is not None and LABEL not in columns:
-        columns[LABEL], value_names[LABEL] = arrays.labels, arrays.label_names
-    if unknown := [name for name in names or () if name not in columns]:
-        raise ValueError(f"there is no column {unknown[0]!r} to be a factor: expected one of {sorted(columns)}")
-    columns = {name: np.asarray(column) for name, column in columns.items()}
-    reasons = {name: _why_no_factor(column) for name, column in columns.items()}
-    if names is None:
-        names = [name for name in arrays.extra if not reasons[name]] or [n for n in columns if not reasons[n]]
-        left_out = {name: reasons[name] for name in arrays.extra if reasons[name]}
-    else:
-        left_out = {}
-    expected = f"whole numbers of 2 to {MAX_FACTOR_VALUES} values, each {MIN_ROWS_OF_A_VALUE} times on average"
-    if not names:
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it has none"
-        raise ValueError(f"no column of the corpus says what its images show ({told}): expected {expected}")
-    for name in names:
-        if reasons[name]:
-            raise ValueError(f"column {name!r} is no factor: expected {expected}, got {reasons[name]}")
-    rows = np.flatnonzero(np.all([_is_known(columns[name]) for name in names], axis=0))
-    return rows, [_factor(name, columns[name][rows], value_names.get(name)) for name in names], left_out
-
-
-def _is_known(column: np.ndarray) -> np.ndarray:
-    return (column > -1) | (column.min() < -1)
-
-
-def _why_no_factor(column: np.ndarray) -> str | None:
-    if column.ndim != 1 or not (np.issubdtype(column.dtype, np.integer) or column.dtype == bool):
-        return f"{column.dtype} of shape {column.shape}"
-    column = column.astype(np.int64)
-    column = column[_is_known(column)]
-    num_values = len(np.unique(column))
-    if not 2 <= num_values <= min(MAX_FACTOR_VALUES, len(column) // MIN_ROWS_OF_A_VALUE):
-        return f"{num_values} values in {len(column)} rows"
-    return None
-
-
-def _factor(name: str, column: np.ndarray, value_names: list[str] | None) -> Factor:
-    values, renumbered = np.unique(column.astype(np.int64), return_inverse=True)
-    known = value_names or []
-    return Factor(name, renumbered, [known[v] if 0 <= v < len(known) else str(v) for v in values.tolist()])
 
 
 # What the model makes of the images
@@ -333,7 +254,7 @@ def latent_report(
 
     Args:
         model: an image auto-encoder of this package, or one that encodes and decodes as the module's text says.
-        arrays: `ImageArrays` with factors, see `corpus_factors`.
+        arrays: `ImageArrays` with factors, see `factors.corpus_factors`.
         output_dir: folder of `index.html`, its pictures, `latent_report.json` and `latent_report.md`; made if needed.
         factors: names of the columns that are factors; found when not given.
         corpus: what the images are, for example `{"name": ..., "split": ...}`.
@@ -347,11 +268,12 @@ def latent_report(
 
     Returns:
         What `latent_report.json` holds: `factors`, and `components` with for each `kind` ("dimension", "bit" or
-        "variable"), `index`, `information` by factor (`bits` above chance, `share` of the factor's entropy above chance
-        in [0, 1], `p_value`), `factor`, the one it knows most of (dimensions and variables by share, bits by bits),
-        whether that is `sure` (p-value below 0.01), and `picture`. Of a dimension `variance` (of means over rows) and
-        `kl` (nats), of the others `entropy_bits`. A bit has P(bit = 1) for each value of the factor in `probabilities`,
-        a variable its used `classes` with `rows`, the commonest value, its `share`, and the `counts` of all values.
+        "variable"), `index`, `information` by factor (`bits` above chance; `share`, which these are of what is left of
+        the factor's entropy above chance, in [0, 1]; `p_value`), `factor`, the one it knows most of (dimensions and
+        variables by share, bits by bits), whether that is `sure` (p-value below 0.01), and `picture`. Of a dimension
+        `variance` (of means over rows) and `kl` (nats), of the others `entropy_bits`. A bit has P(bit = 1) for each
+        value of the factor in `probabilities`, a variable its used `classes` with `rows`, the commonest value, its
+        `share`, and the `counts` of all values.
 
     Raises:
         ValueError: no factor, or a model whose code is no vector of dimensions, bits or variables.
@@ -362,7 +284,7 @@ def latent_report(
     rows, known, left_out = corpus_factors(arrays, factors)
     if len(rows) > max_rows:
         chosen = np.sort(np.random.default_rng(seed).choice(len(rows), max_rows, replace=False))
-        rows, known = rows[chosen], [_factor(f.name, f.values[chosen], f.value_names) for f in known]
+        rows, known = rows[chosen], [factor.select(chosen) for factor in known]
     was_training = model.training
     model.eval()
     try:
@@ -392,7 +314,7 @@ def latent_report(
 
     report = {
         "model_type": model.config.model_type,
-        "name": _variant_name(model.config.model_type),
+        "name": variant_name(model.config.model_type),
         "corpus": {**(corpus or {}), "rows": len(rows)},
         "factors": [
             {"name": f.name, "num_values": len(f.value_names), "entropy_bits": f.entropy / math.log(2)} for f in known
@@ -644,8 +566,8 @@ def _images(report: dict[str, Any]) -> str:
 
 def _legend(report: dict[str, Any]) -> str:
     return (
-        f"Mutual information above chance on {_images(report)}, as a share of the factor's entropy or in bits; p: "
-        "permutation test over all parts of the code and all factors at once "
+        f"Mutual information above chance on {_images(report)}, in bits or as a share of what is left of the factor's "
+        "entropy above chance; p: permutation test over all parts of the code and all factors at once "
         f"({report['settings']['num_permutations']} permutations); - where p is not below {SIGNIFICANCE}."
     )
 
@@ -671,9 +593,9 @@ def _page(report: dict[str, Any]) -> str:
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{html.escape(f'{_images(report)}. Factors: {factors}.{left_out}')}</p>",
-        "<p>Each cell is the share of a factor that a part of the code knows (mutual information above chance over the "
-        "entropy of the factor), or how much of it a bit knows, at most 1 bit. Bold: a permutation test over all cells "
-        "at once gives p below "
+        "<p>Each cell is the share of a factor that a part of the code knows (mutual information above chance, over "
+        "what is left of the entropy of the factor above chance), or how much of it a bit knows, at most 1 bit. Bold: "
+        "a permutation test over all cells at once gives p below "
         f"{SIGNIFICANCE}.</p>",
         _overview(report, names),
     ]

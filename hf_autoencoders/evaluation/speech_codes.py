@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_positive
 from .codes import CodeUsage
-from .evaluate import _variant_name, describe_machine, library_versions
+from .evaluate import describe_machine, library_versions, variant_name
 
 PAUSE = ""  # the phone of silence: left out, as every code tells it from speech
 KMEANS_FRAMES = 60_000  # drawn from training for the clustering
@@ -450,7 +450,7 @@ def evaluate_speech_codes(
     }
     return {
         "model_type": config.model_type,
-        "name": _variant_name(config.model_type),
+        "name": variant_name(config.model_type),
         "corpus": {**(corpus or {}), "rows": len(counts), "train_rows": len(train.starts) - 1},
         "metrics": metrics,
         "baselines": {

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from ..data.text import encode_texts
 from .checks import check_positive
-from .evaluate import _variant_name, describe_machine, library_versions
+from .evaluate import describe_machine, library_versions, variant_name
 from .extractive import (
     BigramCompressor,
     count_words,
@@ -359,7 +359,7 @@ def evaluate_summarizer(
             continue
     return {
         "model_type": model.config.model_type,
-        "name": _variant_name(model.config.model_type),
+        "name": variant_name(model.config.model_type),
         "corpus": {
             **corpus,
             "rows": len(texts),

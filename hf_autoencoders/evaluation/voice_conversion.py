@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_positive
 from .codes import CodeUsage
-from .evaluate import _variant_name, describe_machine, library_versions
+from .evaluate import describe_machine, library_versions, variant_name
 from .mel_pictures import mel_picture
 from .probe import linear_probe
 from .speech_judges import SpeechJudge, network_probe
@@ -617,7 +617,7 @@ def evaluate_voice_conversion(
     described |= {} if seconds is None else {"seconds": round(float(seconds), 1)}
     return {
         "model_type": model.config.model_type,
-        "name": _variant_name(model.config.model_type),
+        "name": variant_name(model.config.model_type),
         "corpus": {**(corpus or {}), **described},
         "metrics": _floats(metrics | probes["metrics"]),
         "baselines": _floats(baselines | probes["baselines"]),
