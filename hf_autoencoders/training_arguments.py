@@ -67,7 +67,10 @@ class ImageCorpusArguments(CorpusArguments):
         10_000, "With --streaming: images of each split that evaluation reads (training has no limit)."
     )
     image_column: str | None = option(None, "Column with the images; guessed when not given.")
-    label_column: str | None = option(None, "Column with the labels, used by the evaluation; guessed when not given.")
+    label_column: str | None = option(
+        None,
+        "Column with the labels, used by the evaluation; guessed when not given. `none`: no labels (but maybe a factor).",
+    )
     factor_columns: list[str] | None = option(
         None,
         "Columns with factors of variation (whole numbers, classes, booleans), used by the evaluation; `none` for "

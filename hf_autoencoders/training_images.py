@@ -24,7 +24,8 @@ from .data.images import (
     to_pixel_values,
 )
 from .evaluation.evaluate import evaluate_model
-from .evaluation.latent_report import corpus_factors, report_beside
+from .evaluation.factors import corpus_factors
+from .evaluation.latent_report import report_beside
 from .evaluation.pictures import image_grid, reconstruction_grid
 from .models.image_processing_autoencoder import AutoencoderImageProcessor
 from .publishing import shows_latent_report

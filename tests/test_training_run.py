@@ -39,7 +39,7 @@ TINY = {
         *"--num_fine_categories 5 --fine_steps 4".split(),
     ],
 }
-LATENTS = {"disentangled_vae": ["--hidden_sizes", "8", "--latent_size", "3"]}  # scripts of what means something
+LATENTS = {"beta_tcvae": ["--hidden_sizes", "8", "--latent_size", "3"]}  # whose latents are to mean something
 QUICK = "--use_cpu --disable_progress_bar --no_final_evaluation --num_pictures 0 --batch_size 32".split()
 STEPS = "--max_steps 9 --logging_steps 2 --eval_steps 4 --save_steps 3".split()
 
@@ -387,7 +387,7 @@ def test_the_finished_model_says_what_its_latents_mean(tmp_path, labels):
     """Where its card has a place for that, the corpus says something of its images, and it is measured at all."""
     flags = ["--num_importance_samples", "2", "--final_evaluation", "true"]
     flags += [] if labels else ["--label_column", "none", "--factor_columns", "none"]
-    final = train("disentangled_vae", tmp_path / "run", *flags) / "final"
+    final = train("beta_tcvae", tmp_path / "run", *flags) / "final"
     assert (final / "latent_report.md").is_file() == (final / "latent_report").is_dir() == labels
     if not labels:
         return
@@ -399,7 +399,7 @@ def test_the_finished_model_says_what_its_latents_mean(tmp_path, labels):
     names = {"index.html", "latent_report.json", *(f"dimension_{index}.png" for index in range(3))}
     assert {path.name for path in (final / "latent_report").iterdir()} == names
     assert not (train("vae", tmp_path / "plain", *flags) / "final" / "latent_report.md").exists()
-    assert not (train("disentangled_vae", tmp_path / "quick") / "final" / "latent_report.md").exists()
+    assert not (train("beta_tcvae", tmp_path / "quick") / "final" / "latent_report.md").exists()
 
 
 def test_what_is_published_names_no_folder_of_this_computer(pictures, finished, tmp_path):
