@@ -69,7 +69,7 @@ class ImageCorpusArguments(CorpusArguments):
     image_column: str | None = option(None, "Column with the images; guessed when not given.")
     label_column: str | None = option(
         None,
-        "Column with the labels, used by the evaluation; guessed when not given. `none`: no labels (but maybe a factor).",
+        "Column with the labels, used by the evaluation; guessed when not given; `none`: no labels, only factors.",
     )
     factor_columns: list[str] | None = option(
         None,
