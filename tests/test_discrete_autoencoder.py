@@ -514,3 +514,18 @@ def test_categories_start_where_the_fine_steps_end(tmp_path, monkeypatch):
     flags = "--num_categories 3 --mutual_information_weight 50 --num_fine_categories 5 --fine_steps 4 --max_steps 6"
     train(tmp_path, f"{flags} --average_decay 0.9 --batch_size 64 --eval_steps 0 --save_steps 0")
     assert seen == [4]
+
+
+def test_a_bit_that_is_always_the_same_is_drawn_back():
+    """The gradient of its balance does not vanish where the bit is all but certain."""
+    model = tiny.model("binary_autoencoder-conv", beta=0, balance_weight=1.0).train()
+    with torch.no_grad():
+        model.encoder.output.bias[0] = -12.0  # probability 6e-6 of a 1
+    inputs = tiny.training_inputs(model)
+    output = model(**inputs)
+    mean = output.probabilities.mean(0).clamp(1e-6, 1 - 1e-6)
+    expected = (-0.5 * (4 * mean * (1 - mean)).log()).sum()  # KL(1/2 || mean)
+    torch.testing.assert_close(output.balance_loss, expected, rtol=1e-4, atol=1e-6)
+    gradient = torch.autograd.grad(output.balance_loss, model.encoder.output.bias)[0]
+    assert gradient[0] == pytest.approx(-0.5, abs=0.01)
+    torch.testing.assert_close(output.loss, output.reconstruction_loss + output.balance_loss)

@@ -751,7 +751,12 @@ EFFECTS = {
         "num_fine_categories": ({"mutual_information_weight": 1.0}, (0, 8)),
         "fine_steps": ({"mutual_information_weight": 1.0, "num_fine_categories": 8}, (0, 2)),
     },
-    "binary_autoencoder": {**DISCRETE, "num_bits": ({}, (5, 4)), "beta": ({}, (1.0, 2.0))},
+    "binary_autoencoder": {
+        **DISCRETE,
+        "num_bits": ({}, (5, 4)),
+        "beta": ({}, (1.0, 2.0)),
+        "balance_weight": ({}, (1.0, 2.0)),
+    },
     "joint_vae": {
         **DISCRETE,
         "latent_size": ({}, (4, 5)),

@@ -112,7 +112,7 @@ FIELDS: dict[str, dict[str, dict]] = {
     "hfae_binary_autoencoder": {
         "conv": {**CONV, "num_bits": 5},
         "resnet": {**RESNET, "num_bits": 4, "sampling": "relaxed", "temperature_decay_steps": 4},
-        "mlp": {**MLP, "num_bits": 4, "sampling": "straight_through"},
+        "mlp": {**MLP, "num_bits": 4, "sampling": "straight_through", "balance_weight": 2.0},
     },
     "hfae_joint_vae": {
         "conv": {**CONV, "latent_size": 3, "num_categories": 4, "max_continuous_capacity": 0.5},

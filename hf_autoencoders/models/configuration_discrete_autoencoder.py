@@ -47,6 +47,9 @@ class BinaryAutoencoderConfig(DiscreteLatentConfig):
         beta (`float`, *optional*, defaults to 1.0):
             Weight of the KL divergence of the bits' posterior from fair coins; with 1 the loss is the variational
             bound, unless `sampling="relaxed"`.
+        balance_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the KL divergence between a fair coin and the mean of a bit over the batch, summed over bits: with
+            it no bit is always the same.
     """
 
     model_type = "hfae_binary_autoencoder"
@@ -54,6 +57,7 @@ class BinaryAutoencoderConfig(DiscreteLatentConfig):
 
     num_bits: int = validated_field(at_least(1), default=32)
     beta: float | int = validated_field(at_least(0), default=1.0)
+    balance_weight: float | int = validated_field(at_least(0), default=0.0)
 
     @property
     def latent_shape(self) -> tuple[int]:

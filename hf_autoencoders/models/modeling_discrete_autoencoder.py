@@ -25,7 +25,7 @@ from .configuration_discrete_autoencoder import (
 )
 from .layers import check_codes, check_latents, check_pixel_values
 from .likelihood_base import LikelihoodAutoencoder, check_epsilon, gaussian_parameters, sample_gaussian
-from .losses import gather_batch, gaussian_kl, joint_mutual_information
+from .losses import bernoulli_sparsity, gather_batch, gaussian_kl, joint_mutual_information
 from .outputs import DiscreteAutoencoderOutput, DiscreteEncoderOutput
 
 
@@ -181,7 +181,8 @@ class BinaryAutoencoderModel(DiscreteAutoencoder):
             # KL from fair coins: log 2 less the entropy, without the logarithm of a probability of 0
             entropy = F.softplus(logits) - probabilities * logits
             terms["kl_loss"] = (math.log(2) - entropy).sum(1).mean()
-            loss = config.beta * terms["kl_loss"]
+            terms["balance_loss"] = bernoulli_sparsity(probabilities, 0.5, self.training)
+            loss = config.beta * terms["kl_loss"] + config.balance_weight * terms["balance_loss"]
         latents, probabilities = latents.to(outputs.dtype), probabilities.to(outputs.dtype)
         return self._output(
             pixel_values, latents, codes, probabilities, hidden_states, output_hidden_states, loss, **terms

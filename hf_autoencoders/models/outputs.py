@@ -173,6 +173,7 @@ class DiscreteAutoencoderOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     reconstruction_loss: torch.FloatTensor | None = None
     kl_loss: torch.FloatTensor | None = None
+    balance_loss: torch.FloatTensor | None = None
     mutual_information_loss: torch.FloatTensor | None = None
     fine_mutual_information_loss: torch.FloatTensor | None = None
     continuous_kl_loss: torch.FloatTensor | None = None
