@@ -483,9 +483,11 @@ def test_compiled_training_and_evaluation_equal_eager(name, backend):
         warnings.simplefilter("ignore")
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend=backend)
-        eager_losses, compiled_losses = train(eager, steps=6), train(model, steps=6, forward=compiled)
+        # at a higher rate, training speech models makes differences of rounding grow a hundredfold within six steps
+        options = {"steps": 6, "learning_rate": 0.01 if name in tiny.SPEECH_NAMES else 0.05}
+        eager_losses, compiled_losses = train(eager, **options), train(model, **options, forward=compiled)
         assert compiled_losses == pytest.approx(eager_losses, rel=1e-4)
-        assert_equal_states(eager, model, rtol=1e-3, atol=1e-4 if name in tiny.SPEECH_NAMES else 1e-5)
+        assert_equal_states(eager, model, rtol=1e-3, atol=1e-5)
         model.load_state_dict(eager.state_dict())
         model.eval(), eager.eval()
         with torch.no_grad():
