@@ -449,7 +449,7 @@ METRIC_NAMES = {
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
 OTHERS = {"pca": "PCA", "ica": "ICA", "kmeans": "k-means"}  # prefix of a baseline -> whose number it is
-UNITS = {"image": "images", "text": "texts", "audio": "clips"}  # modality -> what a corpus has rows of
+UNITS = {"image": "images", "text": "texts", "audio": "clips", "latent": "images"}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",
@@ -583,7 +583,8 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
         ),
         sounds="".join(f"- [{name.partition('.')[0].replace('-', ' ')}]({name})\n" for name in _sounds(folder)),
     )
-    tag = "audio-to-audio" if variant.modality == "audio" else PIPELINE_TAGS[auto_class]
+    tags_of_modality = {"audio": "audio-to-audio", "latent": "unconditional-image-generation"}
+    tag = tags_of_modality.get(variant.modality) or PIPELINE_TAGS[auto_class]
     own_tags = {"hf_autoencoders", "autoencoder", variant.name.replace("_", "-"), config.model_type}
     own_tags |= {"audio", "speech"} if variant.modality == "audio" else set()
     data = ModelCardData(

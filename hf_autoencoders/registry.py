@@ -31,7 +31,8 @@ class Variant:
         config, model: `"module.Class"` in the models folder.
         processor: likewise; None where it is a class of transformers, as the tokenizers are.
         heads: Auto class in `transformers` -> `"module.Class"`, beside `AutoModel`.
-        modality: `"image"`, `"audio"` or `"text"`.
+        modality: `"image"`, `"audio"`, `"text"`, or `"latent"`: a prior, which reads the latents or codes of an
+            auto-encoder and has no processor.
         family: close kin that share their files (`modeling_<family>.py`, `train_<family>.py`); its own when not given.
     """
 
@@ -53,10 +54,10 @@ class Variant:
         return f"hfae_{self.name}"
 
     @property
-    def processor_auto_class(self) -> str:
-        """The Auto class that loads what makes model inputs."""
+    def processor_auto_class(self) -> str | None:
+        """The Auto class that loads what makes model inputs; None for a prior, whose inputs an auto-encoder makes."""
         auto_classes = {"image": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "text": "AutoTokenizer"}
-        return auto_classes[self.modality]
+        return auto_classes.get(self.modality)
 
     @property
     def auto_map(self) -> dict[str, str]:
@@ -189,6 +190,22 @@ VARIANTS: dict[str, Variant] = {
             processor=_FEATURE_EXTRACTOR,
             heads={"AutoModelForAudioTokenization": "modeling_speech_vqvae.SpeechVQVAEModel"},
             modality="audio",
+        ),
+        Variant(
+            name="latent_prior",
+            title="Prior of latents",
+            config="configuration_prior.LatentPriorConfig",
+            model="modeling_latent_prior.LatentPriorModel",
+            modality="latent",
+            family="prior",
+        ),
+        Variant(
+            name="code_prior",
+            title="Prior of codes",
+            config="configuration_prior.CodePriorConfig",
+            model="modeling_code_prior.CodePriorModel",
+            modality="latent",
+            family="prior",
         ),
     )
 }

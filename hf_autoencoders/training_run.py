@@ -101,7 +101,7 @@ class TrainingRun:
     Attributes:
         accelerator, model (prepared), optimizer (prepared), schedule: of the loop. The schedule counts optimizer steps
             and is not prepared: Accelerate would step it once for each process.
-        config, processor: of the model.  train, validation: the two splits.
+        config, processor: of the model (a prior has no processor).  train, validation: the two splits.
         step: optimizer steps begun.  max_steps: of the whole run.  epoch: passes over the data completed.
         rows_skipped: rows that could not be read when they were due in a step.
     """
@@ -652,7 +652,8 @@ class TrainingRun:
         state = self.accelerator.get_state_dict(self.model)
         self._unwrapped().save_pretrained(folder, state_dict=state, is_main_process=self.is_main)
         if self.is_main:
-            self.processor.save_pretrained(folder)
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
             (folder / "best.json").write_text(json.dumps(self.best), encoding="utf-8")
 
     def _unwrapped(self):

@@ -21,6 +21,7 @@ from hf_autoencoders.publishing import save_for_hub
 TOKEN, READ_TOKEN, OTHER_TOKEN = "alice-token-0123456789", "alice-reads-0123456789", "bob-token-0123456789"
 
 SPEECH = ("voice_conversion", "speech_vqvae")
+PRIORS = ("latent_prior", "code_prior")
 
 PUBLISH = """
 import logging
@@ -144,6 +145,11 @@ for name, folder in args["speech"].items():
     expected, model = expected_of(folder), aligned(model)
     features = extractor(expected["waveform"], sampling_rate=8000, return_tensors="pt").input_features.clone()
     answer[name] = torch.equal(model.convert(features, features), expected["features"])
+for name, folder in args["priors"].items():
+    expected, model = expected_of(folder), aligned(load(name)).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    log_prob = expected.pop("log_prob")
+    answer[name] = torch.equal(model(**expected).log_prob, log_prob)
 for name in args["folders"]:
     AutoImageProcessor.from_pretrained(f"alice/{name}", trust_remote_code=True)
     if name != "autoencoder":
@@ -218,6 +224,15 @@ def folders(tmp_path_factory):
             expected = {"waveform": waveform, "features": model.convert(features, features)}
             save_file({name: value.contiguous() for name, value in expected.items()}, folder / "expected.st")
             continue
+        if variant.modality == "latent":
+            model = tiny.model(tiny.FIRST[variant.name], seed)
+            folder = save_for_hub(model, base / variant.name, metrics={"metrics": {"nll": 0.25}})
+            folders[variant.name] = folder
+            inputs = tiny.inputs(model.config)
+            with torch.no_grad():
+                expected = {**inputs, "log_prob": model(**inputs).log_prob.clone()}
+            save_file({name: value.contiguous() for name, value in expected.items()}, folder / "expected.st")
+            continue
         config = variant.config_class()(image_size=12, hidden_sizes=(8, 8))
         model = variant.model_class()(config).eval()
         metrics = {"metrics": {"mse": 0.25}, "corpus": {"name": "digits", "split": "validation", "rows": 180}}
@@ -262,10 +277,12 @@ def loaded(hub, folders, published, tmp_path_factory):
         hub.add_fault(kind, f"/lfs/{sha}/*")
     drop = hub.repos["models", "alice/vae"].tree("main")["model.safetensors"]["lfs"]
     hub.add_fault("drop", f"/lfs/{drop}/*", after=1000)
-    models = {name: folder for name, folder in folders.items() if name not in ("classifier", "seq2seq2seq", *SPEECH)}
+    others = ("classifier", "seq2seq2seq", *SPEECH, *PRIORS)
+    models = {name: folder for name, folder in folders.items() if name not in others}
     arguments = {
         "folders": models,
         "speech": {name: folders[name] for name in SPEECH},
+        "priors": {name: folders[name] for name in PRIORS},
         "sentences": tiny.SENTENCES,
         "classifier": folders["classifier"],
         "token": TOKEN,
@@ -291,6 +308,8 @@ CODE = {
         "modeling_voice_conversion.py",
     },
     "speech_vqvae": {"configuration_speech.py", "configuration_speech_vqvae.py", "modeling_speech_vqvae.py"},
+    "latent_prior": {"configuration_prior.py", "modeling_latent_prior.py"},
+    "code_prior": {"configuration_prior.py", "modeling_code_prior.py"},
 }
 EVERYWHERE = {".gitattributes", "README.md", "config.json", "model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
@@ -303,6 +322,7 @@ def test_exactly_these_files_are_pushed(published, name):
     code = {file for file in files if file.endswith(".py")}
     modality = VARIANTS[f"hfae_{name}"].modality
     processor = {*TOKENIZER, "generation_config.json"} if modality == "text" else {"preprocessor_config.json"}
+    processor = set() if modality == "latent" else processor
     assert files - code == EVERYWHERE | {"metrics.json"} | processor
     assert {file for file in code if file.startswith(("configuration_", "modeling_"))} == CODE[name] | {
         "configuration_base.py"
@@ -382,7 +402,7 @@ def test_same_summaries_with_and_without_the_package(published, loaded, folders)
     assert by_pipeline == [" ".join(summary.split()) for summary in summaries]
 
 
-@pytest.mark.parametrize("name", ["vae", "vqvae", "voice_conversion", "speech_vqvae", "pushed"])
+@pytest.mark.parametrize("name", ["vae", "vqvae", "voice_conversion", "speech_vqvae", *PRIORS, "pushed"])
 def test_loads_by_name_without_the_package(loaded, name):
     assert loaded[name] is True
 

@@ -93,7 +93,7 @@ def assert_equal_states(one, other, **tolerances):
 
 def test_every_variant_has_tiny_configurations():
     assert set(tiny.FIELDS) == set(VARIANTS)
-    deep = {variant.name for variant in VARIANTS.values() if variant.modality != "text"}
+    deep = {variant.name for variant in VARIANTS.values() if variant.modality in ("image", "audio")}
     assert {name.partition("-")[0] for name in DEEP} == deep
 
 
@@ -198,10 +198,11 @@ def test_half_precision_loading(name, dtype, tmp_path):
     model = trained(name)
     model.save_pretrained(tmp_path)
     half = AutoModel.from_pretrained(tmp_path, dtype=dtype)
-    assert half.dtype == dtype
     kept = set(getattr(half, "_keep_in_fp32_modules_strict", None) or ())
     if dtype == torch.float16:
         kept |= set(getattr(half, "_keep_in_fp32_modules", None) or ())
+    of_floats = name.startswith("latent_prior")  # the only one to stay in float32 as a whole
+    assert half.dtype == (torch.float32 if of_floats else dtype)
     for key, value in half.state_dict().items():
         original = model.state_dict()[key]
         if kept & set(key.split(".")):
@@ -210,7 +211,10 @@ def test_half_precision_loading(name, dtype, tmp_path):
             assert value.dtype == (dtype if original.is_floating_point() else original.dtype), key
     inputs = tiny.training_inputs(model)
     expected, outputs = model(**inputs), half(**inputs)
-    assert outputs.latents.dtype == dtype and outputs.get("reconstruction", outputs.latents).dtype == dtype
+    if name in tiny.PRIOR_NAMES:
+        assert outputs.log_prob.dtype == torch.float32
+    else:
+        assert outputs.latents.dtype == dtype and outputs.get("reconstruction", outputs.latents).dtype == dtype
     assert outputs.loss.dtype == torch.float32
     torch.testing.assert_close(outputs.loss, expected.loss, rtol=0.05, atol=0.01)
     assert type(outputs.loss.item()) is float
@@ -253,7 +257,7 @@ def test_corrupt_weights_are_refused(tmp_path):
 def test_weights_of_another_size_are_refused(name, tmp_path):
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
-    if name in tiny.SPEECH_NAMES:
+    if name in tiny.SPEECH_NAMES + tiny.PRIOR_NAMES:
         other = tiny.config(name, hidden_size=2 * model.config.hidden_size)
     elif name in tiny.TEXT_NAMES:
         other = tiny.config(name, **{part: {**tiny.COPYING, "d_ff": 48} for part in ("summarizer", "reconstructor")})
@@ -320,6 +324,10 @@ def test_evaluation_is_deterministic_and_changes_nothing(name):
     if "pixel_values" in inputs:
         encoded = model.encode(inputs["pixel_values"])
         assert torch.equal(model.decode(encoded.latents), first.reconstruction)
+    elif name in tiny.PRIOR_NAMES:
+        main = inputs.pop(model.main_input_name)
+        assert torch.equal(model.log_prob(main, **inputs), first.log_prob)
+        encoded = None
     elif "input_features" in inputs:
         mask = inputs["attention_mask"]
         encoded = model.encode(inputs["content_features"], mask)
@@ -329,13 +337,13 @@ def test_evaluation_is_deterministic_and_changes_nothing(name):
         inputs.pop("target_ids", None)
         encoded = model.encode(**inputs, num_words=model.config.summary_words)
         assert torch.equal(encoded.codes, first.codes)
-    assert torch.equal(encoded.latents, first.latents)
+    assert encoded is None or torch.equal(encoded.latents, first.latents)
     assert_equal_states(before, model)
 
 
 @every_configuration
 def test_encoding_never_trains(name):
-    """`encode` and `decode` may be called on a model in training mode and leave its state alone."""
+    """`encode`, `decode` and a prior's `sample` may be called on a model in training mode and leave its state alone."""
     model = trained(name).train()
     before = copy.deepcopy(model)
     inputs = tiny.inputs(model.config)
@@ -347,6 +355,8 @@ def test_encoding_never_trains(name):
         model.decode(encoded.latents, voice, inputs["attention_mask"])
         model.convert(inputs["input_features"], inputs["speaker_features"], inputs["attention_mask"])
         assert_equal_outputs(encoded, model.encode(inputs["input_features"], inputs["attention_mask"]))
+    elif name in tiny.PRIOR_NAMES:
+        model.sample(3)
     else:
         model.decode_codes(model.encode(inputs["input_ids"]).codes)
     assert_equal_states(before, model)
@@ -429,7 +439,8 @@ def test_trainer_evaluates_and_predicts(name, tmp_path):
         expected = sum(model(**batch).loss.item() for batch in batches) / 2
     assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
     predictions = run.predict(run.eval_dataset).predictions
-    assert len(predictions[0]) == 8  # the latents
+    first = predictions[0] if isinstance(predictions, tuple) else predictions
+    assert len(first) == 8  # the latents; of priors, the log-probabilities
     run.save_model(str(tmp_path / "saved"))
     assert_equal_states(run.model, AutoModel.from_pretrained(tmp_path / "saved"))
 
@@ -456,6 +467,8 @@ COMPILED = {  # as little to compile as shows every kind of state and randomness
         "content_bottleneck": "kl",
     },
     "speech_vqvae-residual": {"num_downsamplings": 1, "num_encoder_blocks": 1, "num_decoder_blocks": 1},
+    "latent_prior-realnvp": {"num_couplings": 1},
+    "code_prior-grid": {"num_hidden_layers": 1, "class_dropout": 0.5},
 }
 
 
@@ -466,11 +479,11 @@ def test_every_variant_but_those_of_text_is_compiled():
 
 
 def compiled_cases():
-    """Kernels of speech models take minutes to build. All but that step of it is what the other backend does."""
+    """Kernels of speech models and priors take long to build. All but that is what the other backend does."""
     for name in COMPILED:
-        of_speech = name in tiny.SPEECH_NAMES
-        yield pytest.param(name, "inductor", marks=pytest.mark.slow if of_speech else ())
-        if of_speech:
+        takes_long = name in tiny.SPEECH_NAMES + tiny.PRIOR_NAMES
+        yield pytest.param(name, "inductor", marks=pytest.mark.slow if takes_long else ())
+        if takes_long:
             yield name, "aot_eager_decomp_partition"
 
 
@@ -614,6 +627,31 @@ def test_outputs_of_speech(name):
     assert levels[-1].shape == (6, latent_frames, config.hidden_size)
 
 
+@pytest.mark.parametrize("name", tiny.PRIOR_NAMES)
+def test_export_of_priors_with_dynamic_batch(name):
+    model = trained(name)
+    inputs = tiny.inputs(model.config)
+    sizes = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs, sizes))
+    for batch_size in (1, 5):
+        inputs = tiny.inputs(model.config, batch_size)
+        assert_close_outputs(program.module()(**inputs), model(**inputs))
+
+
+@pytest.mark.parametrize("name", tiny.PRIOR_NAMES)
+def test_outputs_of_priors(name):
+    model = trained(name)
+    inputs = tiny.inputs(model.config)
+    outputs = model(**inputs)
+    assert next(iter(outputs)) == "log_prob" and outputs[0] is outputs.log_prob
+    assert outputs.log_prob.shape == (6,) and outputs.log_prob.isfinite().all()
+    torch.testing.assert_close(outputs.loss, -outputs.log_prob.mean())
+    as_tuple = model(**inputs, return_dict=False)
+    assert type(as_tuple) is tuple and len(as_tuple) == len(outputs)
+    without = model(**inputs, return_loss=False)
+    assert "loss" not in without and torch.equal(without.log_prob, outputs.log_prob)
+
+
 @every_variant
 def test_forward_is_made_for_the_trainer(name):
     model_class = variant_of(name).model_class()
@@ -719,7 +757,28 @@ DISCRETE = {  # fields of all auto-encoders with a discrete code
     "temperature_decay_steps": ({"sampling": "relaxed"}, (2, 4)),
 }
 # variant -> field -> (other fields needed to see it, two values). Every field of a configuration has to be here.
+MIXTURE = {"prior": "gaussian_mixture"}
 EFFECTS = {
+    "latent_prior": {
+        "latent_shape": ({}, ((5,), (4,))),
+        "prior": ({}, ("realnvp", "gaussian_mixture")),
+        "num_components": (MIXTURE, (3, 2)),
+        "covariance": (MIXTURE, ("full", "diag")),
+        "num_couplings": ({}, (3, 4)),
+        "hidden_size": ({}, (8, 6)),
+        "num_hidden_layers": ({}, (1, 2)),
+        "max_log_scale": ({}, (0.01, 2.0)),
+    },
+    "code_prior": {
+        "codes_shape": ({}, ((1, 2, 3), (2, 3, 1))),
+        "num_codes": ({}, (8, 7)),
+        "num_classes": ({}, (3, 0)),
+        "class_dropout": ({}, (0.0, 1.0)),
+        "hidden_size": ({}, (8, 6)),
+        "num_hidden_layers": ({}, (2, 1)),
+        "num_attention_heads": ({}, (2, 4)),
+        "dropout": ({}, (0.0, 0.5)),
+    },
     "voice_conversion": {
         **SPEECH,
         "content_bottleneck": ({}, ("none", "kl")),
@@ -854,6 +913,7 @@ SPECIAL_TOKENS = {"pad_token_id", "eos_token_id", "decoder_start_token_id", "tie
 NOT_IN_THE_LOSS = {
     "seq2seq2seq": {"max_source_tokens"},
     **dict.fromkeys(("voice_conversion", "speech_vqvae"), {"sampling_rate", "hop_length"}),  # of the features
+    **dict.fromkeys(("latent_prior", "code_prior"), {"autoencoder", "autoencoder_fingerprint"}),  # whose it is
     "discriminator": {"vocab_size"},
     "reconstructor": {"default_words", *FOR_SUMMARIES_ALONE},
 }
@@ -941,6 +1001,8 @@ def test_fields_are_checked(variant, tmp_path):
     for name in own_fields(config_class):
         default = getattr(config_class(), name)
         wrong = ["nonsense"] if name in config_class.sub_configs else ["nonsense", None]
+        if name == "autoencoder":  # any text may be its name
+            wrong = [7, None]
         if type(default) in (int, float, tuple):
             wrong += [-1, (-1,)] if type(default) is tuple else [-1]
         if type(default) is float:
@@ -959,7 +1021,8 @@ def test_fields_are_checked(variant, tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.name)
 def test_misspelt_fields_are_refused(variant, tmp_path):
     config_class = variant.config_class()
-    field = {"image": "hidden_sizes", "audio": "hidden_size", "text": "word_dropout"}[variant.modality]
+    fields = {"image": "hidden_sizes", "audio": "hidden_size", "text": "word_dropout", "latent": "hidden_size"}
+    field = fields[variant.modality]
     misspelt = field.replace("d", "", 1)
     with pytest.raises(TypeError, match=f"has no field {misspelt}: did you mean {field}?"):
         config_class(**{misspelt: (4,)})
@@ -989,6 +1052,8 @@ def test_configurations_survive_json(name, tmp_path):
         assert loaded.input_shape == config.input_shape and loaded.latent_shape == config.latent_shape
     elif name in tiny.SPEECH_NAMES:
         assert AutoConfig.from_pretrained(tmp_path, speaker_size=7).speaker_size == 7
+    elif name in tiny.PRIOR_NAMES:
+        assert AutoConfig.from_pretrained(tmp_path, autoencoder="mine").autoencoder == "mine"
     else:
         assert AutoConfig.from_pretrained(tmp_path, word_dropout=0.25).word_dropout == 0.25
 

@@ -16,12 +16,15 @@ def test_rows_name_things_that_exist():
         config_class, model_class = variant.config_class(), variant.model_class()
         assert variant.model_type == model_type == config_class.model_type
         assert model_class.config_class is config_class
-        assert hasattr(transformers, variant.processor_auto_class)
+        if variant.modality == "latent":
+            assert variant.processor_auto_class is None
+        else:
+            assert hasattr(transformers, variant.processor_auto_class)
         if variant.processor:
             assert variant.processor_class().__name__ == variant.processor.split(".")[1]
         else:
-            assert variant.processor_class() is None and variant.processor_auto_class == "AutoTokenizer"
-        assert variant.title and variant.modality in ("image", "audio", "text")
+            assert variant.processor_class() is None and variant.modality in ("text", "latent")
+        assert variant.title and variant.modality in ("image", "audio", "text", "latent")
         for auto_class, head in variant.head_classes().items():
             assert hasattr(transformers, auto_class)
             assert head.config_class is config_class and head.base_model_prefix == model_class.base_model_prefix
@@ -77,6 +80,7 @@ ORDERS = {
     ),
     "a speech model's module first": "from hf_autoencoders.models.modeling_speech_vqvae import SpeechVQVAEModel",
     "AutoFeatureExtractor first": "from transformers import AutoFeatureExtractor, AutoModel\nimport hf_autoencoders",
+    "a prior's module first": "from hf_autoencoders.models.modeling_code_prior import CodePriorModel",
     "a text model's module first": "from hf_autoencoders.models.pointer_t5 import PointerT5ForConditionalGeneration",
     "a name of the package first": "from hf_autoencoders import AutoencoderForImageClassification",
 }
@@ -85,7 +89,7 @@ KNOWN = """
     from hf_autoencoders import VARIANTS
     t5 = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 1}
     small = {"image": {"hidden_sizes": (4,)}, "text": {"summarizer": t5, "reconstructor": t5}}
-    small["audio"] = {"hidden_size": 4, "num_mel_bins": 4}
+    small |= {"audio": {"hidden_size": 4, "num_mel_bins": 4}, "latent": {"hidden_size": 4}}
     for model_type, variant in VARIANTS.items():
         config = transformers.AutoConfig.for_model(model_type, **small[variant.modality])
         assert type(config) is variant.config_class()

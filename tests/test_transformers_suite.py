@@ -25,6 +25,7 @@ from hf_autoencoders import VARIANTS, AutoencoderImageProcessor
 IMAGE_NAMES = [name for name in tiny.IMAGE_NAMES if tiny.config(name).architecture == "resnet"]
 TEXT_NAMES = ["seq2seq2seq-pointer", "seq2seq2seq-critic"]
 SPEECH_NAMES = ["voice_conversion-plain", "voice_conversion-vq", "speech_vqvae-residual"]
+PRIOR_NAMES = ["latent_prior-realnvp", "latent_prior-mixture", "code_prior-residual"]
 TABLES = {
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -108,6 +109,8 @@ class ModelTester:
             return config, {"input_ids": source, "attention_mask": mask, "decoder_input_ids": target}
         if self.name in tiny.SPEECH_NAMES:
             return config, tiny.speech(config, self.batch_size)
+        if self.name in tiny.PRIOR_NAMES:
+            return config, tiny.encoded(config, self.batch_size)
         return config, {"pixel_values": tiny.images(config, self.batch_size)}
 
 
@@ -219,6 +222,36 @@ class SpeechVariantTests(VariantTests):
         pass
 
 
+class PriorVariantTests(VariantTests):
+    """The suite, set up for priors of latents and codes."""
+
+    has_attentions = False
+    test_resize_embeddings = False
+
+    def test_config(self):
+        tester = ConfigTester(
+            self,
+            config_class=self.variant.config_class(),
+            has_text_modality=False,
+            common_properties=["hidden_size", "num_hidden_layers"],
+            hidden_size=12,
+            num_hidden_layers=1,
+        )
+        tester.run_common_tests()
+
+    @unittest.skip("A prior says how likely latents or codes are; what its layers have found is no output.")
+    def test_hidden_states_output(self):
+        pass
+
+    @unittest.skip("The same.")
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+    @unittest.skip("Latents have no embeddings, and codes only those within the GPT-2, tokens of classes among them.")
+    def test_model_get_set_embeddings(self):
+        pass
+
+
 class TextVariantTests(VariantTests, GenerationTesterMixin):
     """The suite, set up for the summarizer: what it is to the suite is its first half, a sequence to sequence model."""
 
@@ -270,13 +303,15 @@ for tests in (VariantTests, image_processing_common.ImageProcessingTestMixin):
 
 
 def test_every_variant_is_here():
-    assert {name.partition("-")[0] for name in IMAGE_NAMES + TEXT_NAMES + SPEECH_NAMES} == set(tiny.VARIANT_NAMES)
+    names = IMAGE_NAMES + TEXT_NAMES + SPEECH_NAMES + PRIOR_NAMES
+    assert {name.partition("-")[0] for name in names} == set(tiny.VARIANT_NAMES)
 
 
 for names, tests in (
     (IMAGE_NAMES, ImageVariantTests),
     (TEXT_NAMES, TextVariantTests),
     (SPEECH_NAMES, SpeechVariantTests),
+    (PRIOR_NAMES, PriorVariantTests),
 ):
     for name in names:
         class_name = "".join(part.capitalize() for part in name.split("-")) + "Test"

@@ -55,6 +55,7 @@ DISENTANGLING = {
     "speaker_consistency_weight": 0.5,
 }
 CODES = {**SPEECH, "codebook_size": 8}
+GPT2 = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 # model_type -> name -> fields of the configuration. The first of each variant stands for it where one is enough; each
 # variant of images needs one with `architecture="resnet"`, which is the deep one.
@@ -152,14 +153,24 @@ FIELDS: dict[str, dict[str, dict]] = {
         "gradient": {**CODES, "codebook_update": "gradient", "kmeans_init": False, "dead_code_threshold": 0},
         "residual": {**CODES, "num_codebooks": 2, "num_downsamplings": 2, **DISENTANGLING},
     },
+    "hfae_latent_prior": {
+        "realnvp": {"latent_shape": (5,), "num_couplings": 3, "hidden_size": 8},
+        "mixture": {"latent_shape": (4,), "prior": "gaussian_mixture", "num_components": 3},
+        "diag": {"latent_shape": (2, 3), "prior": "gaussian_mixture", "num_components": 2, "covariance": "diag"},
+    },
+    "hfae_code_prior": {
+        "grid": {**GPT2, "codes_shape": (1, 2, 3), "num_codes": 8, "num_classes": 3},
+        "residual": {**GPT2, "codes_shape": (2, 2, 2), "num_codes": 5},
+        "vector": {**GPT2, "codes_shape": (6,), "num_codes": 2, "num_classes": 2, "class_dropout": 0},
+    },
 }
 
 VARIANT_NAMES = [variant.name for variant in VARIANTS.values()]
 NAMES = [f"{VARIANTS[model_type].name}-{name}" for model_type, rows in FIELDS.items() for name in rows]
 FIRST = {name.partition("-")[0]: name for name in reversed(NAMES)}  # variant -> its first name
-IMAGE_NAMES, TEXT_NAMES, SPEECH_NAMES = (
+IMAGE_NAMES, TEXT_NAMES, SPEECH_NAMES, PRIOR_NAMES = (
     [name for name in NAMES if VARIANTS[f"hfae_{name.partition('-')[0]}"].modality == modality]
-    for modality in ("image", "text", "audio")
+    for modality in ("image", "text", "audio", "latent")
 )
 
 
@@ -243,6 +254,18 @@ def speech(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor
     return inputs | ({"speaker_ids": torch.arange(batch_size) % config.num_speakers} if config.num_speakers else {})
 
 
+def encoded(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random latents or codes of a prior, and classes where it knows any; the first one's is not known."""
+    generator = torch.Generator().manual_seed(seed)
+    if config.model_type == "hfae_latent_prior":
+        return {"latents": torch.randn(batch_size, *config.latent_shape, generator=generator)}
+    codes = torch.randint(config.num_codes, (batch_size, *config.codes_shape), generator=generator)
+    classes = {"classes": torch.arange(batch_size) % config.num_classes} if config.num_classes else {}
+    if classes:
+        classes["classes"][0] = -1
+    return {"codes": codes, **classes}
+
+
 def feature_extractor(config):
     """An extractor for the waveforms of a speech model, with statistics."""
     processor_class = VARIANTS[config.model_type].processor_class()
@@ -255,6 +278,8 @@ def inputs(config, batch_size: int = 6, seed: int = 1) -> dict[str, torch.Tensor
     """What `forward` takes to go through the whole auto-encoder."""
     if VARIANTS[config.model_type].modality == "audio":
         return speech(config, batch_size, seed)
+    if VARIANTS[config.model_type].modality == "latent":
+        return encoded(config, batch_size, seed)
     if config.model_type == "hfae_seq2seq2seq":
         return texts(config, batch_size, seed)
     batch = {"pixel_values": images(config, batch_size, seed)}
@@ -273,6 +298,8 @@ def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torc
         batch["permutation_noise"] = torch.rand(batch_size, model.config.latent_size, generator=generator)
     if model.config.model_type == "hfae_binary_autoencoder":
         batch["uniform_noise"] = torch.rand(batch_size, model.config.num_bits, generator=generator)
+    if "classes" in batch:
+        batch["class_noise"] = torch.rand(batch_size, generator=generator)
     if hasattr(model.config, "num_categories"):
         size = (batch_size, model.config.num_variables, model.config.num_categories)
         batch["uniform_noise"] = torch.rand(size, generator=generator)

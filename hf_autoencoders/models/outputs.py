@@ -349,3 +349,36 @@ class Seq2Seq2SeqOutput(ModelOutput):
     discriminator_loss: torch.FloatTensor | None = None
     critic_gap: torch.FloatTensor | None = None
     gradient_penalty: torch.FloatTensor | None = None
+
+
+@dataclass
+class LatentPriorOutput(ModelOutput):
+    """
+    Args:
+        log_prob (`torch.FloatTensor` of shape `(batch_size,)`): log-density of each example's latents, nats, float32.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the mean of `-log_prob`.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): of a flow, what each of its steps makes of the latents,
+            `(batch_size, latent_size)` each; the last is noise.
+    """
+
+    log_prob: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CodePriorOutput(ModelOutput):
+    """
+    Args:
+        log_prob (`torch.FloatTensor` of shape `(batch_size,)`): log-probability of each example's codes, nats, float32.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): the mean of `-log_prob`.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_positions, num_codes)`): of each code given those before,
+            in the order in which they are written, float32.
+        hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*): of GPT-2.
+    """
+
+    log_prob: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
