@@ -29,6 +29,7 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from .models.configuration_prior import PriorConfig
 from .registry import VARIANTS
 
 
@@ -229,6 +230,16 @@ class ImageRunArguments(RunArguments):
 
 
 @dataclass
+class PriorRunArguments(RunArguments):
+    """How to train a prior."""
+
+    num_pictures: int = option(30, "Samples in the picture of each evaluation; 0: none.")
+    num_generated: int | None = option(
+        None, "Samples that the final evaluation compares; when not given 5000, or as many as the smaller split has."
+    )
+
+
+@dataclass
 class TextRunArguments(RunArguments):
     """How to train on texts."""
 
@@ -291,7 +302,7 @@ class AudioRunArguments(RunArguments):
 # Arguments that may differ between a run and its continuation: they leave the weights as they are.
 FREE_ON_RESUME = (
     "output_dir overwrite_output_dir resume_from_checkpoint cache_dir logging_steps save_steps checkpoint_total_limit "
-    "num_pictures num_examples num_pairs num_target_clips num_beams report_to disable_progress_bar final_weights "
+    "num_pictures num_generated num_examples num_pairs num_target_clips num_beams report_to disable_progress_bar final_weights "
     "final_evaluation num_importance_samples push_to_hub hub_model_id hub_private_repo"
 ).split()
 
@@ -299,6 +310,7 @@ ARGUMENTS_OF_MODALITY = {
     "image": (ImageCorpusArguments, ImageRunArguments),
     "text": (TextCorpusArguments, TextRunArguments),
     "audio": (AudioCorpusArguments, AudioRunArguments),
+    "latent": (ImageCorpusArguments, PriorRunArguments),
 }
 
 # Fields of configurations that the corpus decides when they are not given, and from what.
@@ -308,6 +320,9 @@ FROM_CORPUS = {
     "sampling_rate": "that of the corpus",
     "hop_length": "12.5 milliseconds",
 }
+
+# Fields of the configurations of priors that their auto-encoder and the corpus decide.
+OF_AUTOENCODER = {"latent_shape", "codes_shape", "num_codes", "num_classes", "autoencoder", "autoencoder_fingerprint"}
 
 # Flags that say nothing about how to repeat a run, or that only its owner should know.
 NOT_PUBLISHED = ("output_dir", "cache_dir", "hub_model_id", "resume_from_checkpoint")
@@ -404,18 +419,24 @@ def chosen_variant(family: str, default: str, argv: Sequence[str] | None = None)
     Args:
         family: of the variants.  default: short name of the variant to train when none is named.
     """
+    name = named_flag("variant", argv)
+    return f"hfae_{name if name in variants_of(family) else default}"
+
+
+def named_flag(flag: str, argv: Sequence[str] | None = None) -> str | None:
+    """The value of a flag on the command line or, where it is not there, in the recipe, before either is read as a
+    whole."""
     pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre_parser.add_argument("--recipe")
-    pre_parser.add_argument("--variant")
+    pre_parser.add_argument(f"--{flag}", dest="value")
     known = pre_parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))[0]
-    name = known.variant
-    if name is None and known.recipe:
+    if known.value is None and known.recipe:
         with contextlib.suppress(
             OSError, ValueError, yaml.YAMLError, AttributeError
         ):  # said when it is read as a whole
             text = Path(known.recipe).read_text(encoding="utf-8")
-            name = (json.loads(text) if known.recipe.endswith(".json") else yaml.safe_load(text)).get("variant")
-    return f"hfae_{name if name in variants_of(family) else default}"
+            return (json.loads(text) if known.recipe.endswith(".json") else yaml.safe_load(text)).get(flag)
+    return known.value
 
 
 def variants_of(family: str) -> tuple[str, ...]:
@@ -469,6 +490,7 @@ def model_arguments(config_class: type[PreTrainedConfig]) -> type:
     words = field_descriptions(config_class)
     left_out = {f.name for f in dataclasses.fields(PreTrainedConfig)} | set(config_class.sub_configs)
     left_out |= {"tie_word_embeddings", "pad_token_id", "eos_token_id", "decoder_start_token_id", "num_speakers"}
+    left_out |= OF_AUTOENCODER if issubclass(config_class, PriorConfig) else set()
     fields = []
     for config_field in dataclasses.fields(config_class):
         name, default = config_field.name, config_field.default
@@ -574,6 +596,7 @@ def _check_arguments(corpus: CorpusArguments, run: RunArguments, extra: list[Any
         "save_steps": 0,
         "num_pictures": 0,
         "num_importance_samples": 1,
+        "num_generated": 1,
         "max_grad_norm": 0,
         "weight_decay": 0,
         "seed": 0,

@@ -191,7 +191,7 @@ class ImageTrainingRun(TrainingRun):
         with torch.no_grad():
             reconstruction = model(pixel_values, return_loss=False).reconstruction
             pictures = {"reconstructions": reconstruction_grid(pixel_values, reconstruction)}
-            if hasattr(model, "sample"):
+            if getattr(model, "has_prior", False):
                 generator = torch.Generator(self.device).manual_seed(self.options.seed)
                 pictures["samples"] = image_grid(model.sample(count, generator=generator))
         return pictures

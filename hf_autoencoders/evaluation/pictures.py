@@ -35,7 +35,7 @@ def draw_model(
         seed: of the samples.
 
     Returns:
-        Paths of `reconstructions.png`, of `samples.png` (models with `sample`) and of `interpolations.png` (models with
+        Paths of `reconstructions.png`, of `samples.png` (models with a prior of their own) and of `interpolations.png` (models with
         `interpolate`, at least two images).
     """
     check_uint8_images("images", images)
@@ -43,7 +43,7 @@ def draw_model(
     rows = np.unique(np.linspace(0, len(images) - 1, num_images).astype(int))
     pixel_values = to_pixel_values(torch.from_numpy(np.asarray(images[rows])), model.device)
     drawn = {"reconstructions.png": reconstruction_grid(pixel_values, reconstruct(model, pixel_values))}
-    if hasattr(model, "sample"):
+    if getattr(model, "has_prior", False):
         generator = torch.Generator().manual_seed(seed)
         drawn["samples.png"] = image_grid(model.sample(60, generator=generator), columns=12)
     if hasattr(model, "interpolate") and len(rows) >= 2:

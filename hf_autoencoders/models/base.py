@@ -43,3 +43,37 @@ class PreTrainedAutoencoder(PortableModel):
                 init.copy_(getattr(module, name), value)
         else:
             super()._init_weights(module)
+
+
+class SamplesFromPrior:
+    """What an image auto-encoder does with a prior of its latents or codes: `model.sample(16, prior=prior)`."""
+
+    has_prior = False  # of its own, to sample from without another
+    takes_prior = True
+
+    @torch.no_grad()
+    def sample(
+        self, num_samples: int, generator: torch.Generator | None = None, *, prior=None, **options
+    ) -> torch.Tensor:
+        """Images `(num_samples, C, H, W)`, decoded from what a prior draws.
+
+        Args:
+            generator: of the random numbers; on the CPU the same seed gives the same images.
+            prior ([`LatentPriorModel`] or [`CodePriorModel`]): a prior of the latents or codes of this auto-encoder.
+            options: of the prior's `sample`: `temperature`; of a prior of codes also `classes` and `top_k`.
+
+        Raises:
+            ValueError: there is no prior, it belongs to another auto-encoder, or an option is out of its range.
+        """
+        if prior is None:
+            raise ValueError(
+                f"{type(self).__name__} has no prior of its own to sample from: give one, sample({num_samples}, "
+                "prior=prior); training/train_prior.py trains it"
+            )
+        if not self.takes_prior:
+            raise ValueError(f"the latents of {type(self).__name__} are part discrete, part continuous: no prior has both")
+        if not hasattr(prior, "check_autoencoder"):
+            raise ValueError(f"expected a prior of latents or codes of this package, got {type(prior).__name__}")
+        prior.check_autoencoder(self)
+        drawn = prior.sample(num_samples, generator=generator, **options).to(self.device)
+        return self.decode_codes(drawn) if prior.gives_codes else self.decode(drawn)

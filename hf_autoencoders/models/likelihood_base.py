@@ -7,14 +7,14 @@ GaussianVAE             + Gaussian posterior, sampling, interpolation of those w
 import torch
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder
+from .base import PreTrainedAutoencoder, SamplesFromPrior
 from .configuration_vae import GaussianLatentConfig, LikelihoodConfig
 from .layers import LearnedScale, TrainingStepCounter, VectorDecoder, VectorEncoder, check_latents, check_pixel_values
 from .losses import bernoulli_log_likelihood, discretized_logistic_log_likelihood, gaussian_log_likelihood
 from .outputs import GaussianEncoderOutput
 
 
-class LikelihoodAutoencoder(PreTrainedAutoencoder):
+class LikelihoodAutoencoder(SamplesFromPrior, PreTrainedAutoencoder):
     """An image to a vector of numbers that say what its code is, and a vector of latents to p(x|z).
 
     Args:
@@ -24,6 +24,7 @@ class LikelihoodAutoencoder(PreTrainedAutoencoder):
     """
 
     config_class = LikelihoodConfig
+    has_prior = True
 
     def __init__(self, config: LikelihoodConfig, num_outputs: int, normalize: bool = False):
         super().__init__(config)
@@ -122,13 +123,24 @@ class GaussianVAE(LikelihoodAutoencoder):
 
     @torch.no_grad()
     def sample(
-        self, num_samples: int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        *,
+        prior=None,
+        **options,
     ) -> torch.Tensor:
-        """Images `(num_samples, C, H, W)`: the decoder's means for latents drawn from N(0, temperature^2 I).
+        """Images `(num_samples, C, H, W)`: the decoder's means for latents drawn from N(0, temperature^2 I), or from
+        another `prior`, see [`SamplesFromPrior`].
 
         Raises:
-            ValueError: `num_samples` below 1 or a negative temperature.
+            ValueError: `num_samples` below 1, a negative temperature, or a prior of another auto-encoder.
         """
+        if prior is not None:
+            return super().sample(num_samples, generator, prior=prior, temperature=temperature, **options)
+        if options:
+            raise TypeError(f"{', '.join(options)}: the prior N(0, I) takes no such argument, give a prior that does")
         if num_samples < 1 or temperature < 0:
             raise ValueError(f"expected num_samples >= 1 and temperature >= 0, got {num_samples} and {temperature}")
         device = self.device if generator is None else generator.device

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder
+from .base import PreTrainedAutoencoder, SamplesFromPrior
 from .configuration_autoencoder import AutoencoderConfig
 from .layers import VectorDecoder, VectorEncoder, check_latents, check_pixel_values
 from .losses import bernoulli_sparsity
@@ -37,7 +37,7 @@ def corrupt(pixel_values: torch.Tensor, noise: str, level: float, draws: torch.T
     return torch.where(uniform < level, value, pixel_values)
 
 
-class AutoencoderModel(PreTrainedAutoencoder):
+class AutoencoderModel(SamplesFromPrior, PreTrainedAutoencoder):
     """Images to a latent vector and back.
 
     ```python

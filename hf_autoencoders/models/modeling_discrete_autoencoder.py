@@ -71,12 +71,19 @@ class DiscreteAutoencoder(LikelihoodAutoencoder):
         return codes.long()
 
     @torch.no_grad()
-    def sample(self, num_samples: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Images `(num_samples, C, H, W)`: the decoder's means for codes drawn from the uniform prior.
+    def sample(
+        self, num_samples: int, generator: torch.Generator | None = None, *, prior=None, **options
+    ) -> torch.Tensor:
+        """Images `(num_samples, C, H, W)`: the decoder's means for codes drawn from the uniform prior, or from another
+        `prior`, see [`SamplesFromPrior`].
 
         Raises:
-            ValueError: `num_samples` below 1.
+            ValueError: `num_samples` below 1, or a prior of another auto-encoder.
         """
+        if prior is not None:
+            return super().sample(num_samples, generator, prior=prior, **options)
+        if options:
+            raise TypeError(f"{', '.join(options)}: the uniform prior takes no such argument, give a prior that does")
         if num_samples < 1:
             raise ValueError(f"expected num_samples >= 1, got {num_samples}")
         device = self.device if generator is None else generator.device
@@ -436,6 +443,7 @@ class JointVAEModel(OneHotAutoencoder):
     """
 
     config_class = JointVAEConfig
+    takes_prior = False
     base_model_prefix = "joint_vae"
 
     def __init__(self, config: JointVAEConfig):

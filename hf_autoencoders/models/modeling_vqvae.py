@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder
+from .base import PreTrainedAutoencoder, SamplesFromPrior
 from .bottlenecks import FiniteScalarQuantizer, ResidualVectorQuantizer
 from .configuration_vqvae import VQVAEConfig
 from .layers import ImageDecoder, ImageEncoder, check_codes, check_latents, check_pixel_values
 from .outputs import QuantizedEncoderOutput, VQVAEOutput
 
 
-class VQVAEModel(PreTrainedAutoencoder):
+class VQVAEModel(SamplesFromPrior, PreTrainedAutoencoder):
     """Images to a grid of discrete codes and back.
 
     ```python
