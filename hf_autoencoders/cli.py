@@ -364,15 +364,18 @@ def _cluster(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    import torch
-
+    from .cli_generation import draw_samples
     from .evaluation.pictures import image_grid
 
     _refuse_folder(arguments.output)
     model, _ = _load_model(arguments)
-    _require(model, "sample", arguments, "no prior to sample from")
-    samples = model.sample(arguments.num_samples, generator=torch.Generator().manual_seed(arguments.seed))
-    _save(image_grid(samples, arguments.columns), arguments.output)
+    _save(image_grid(draw_samples(model, arguments), arguments.columns), arguments.output)
+
+
+def _evaluate_samples(arguments: argparse.Namespace) -> None:
+    from .cli_generation import evaluate_samples_verb
+
+    evaluate_samples_verb(arguments)
 
 
 def _interpolate(arguments: argparse.Namespace) -> None:
@@ -1174,12 +1177,48 @@ def _parser() -> argparse.ArgumentParser:
     batch_size(cluster)
     output(cluster, "clusters.csv", "CSV file: image, cluster, and the probability of it as score")
 
+    def prior(sub: argparse.ArgumentParser) -> None:
+        options = sub.add_argument_group("prior")
+        options.add_argument(
+            "--prior", metavar="PRIOR", help="folder or Hub id of a prior of the model; its own when not given"
+        )
+        options.add_argument("--prior_revision", metavar="REVISION", help="branch, tag or commit of that")
+        options.add_argument("--temperature", type=float, help="below 1 keeps to what is likely; 1 when not given")
+
     sample = verb("sample", _sample, "draw new images from a model with a prior")
     model(sample)
+    prior(sample)
+    sample.add_argument("--classes", type=int, nargs="+", metavar="N", help="classes to draw, by number, in turn")
     sample.add_argument("-n", "--num_samples", type=_whole_number, default=16, help="number of images")
     sample.add_argument("--columns", type=_whole_number, help="images in a row; as square as can be when not given")
     seed(sample)
     output(sample, "samples.png", "picture")
+
+    judge = verb(
+        "evaluate-samples",
+        _evaluate_samples,
+        "measure the images that a model draws from a prior",
+        "Frechet distance, precision and recall between samples and the images of a corpus, in features that are named; "
+        "beside them the same of training images, of reconstructions, and of samples without a learned prior; bits or "
+        "nats of the images. On the folder of a prior the numbers go into its metrics.json and card.",
+    )
+    model(judge)
+    prior(judge)
+    corpus(judge, "compare with; train serves the features and the baselines", speech=False)
+    judge.add_argument(
+        "-n", "--num_samples", type=_whole_number, help="images of each set; 5000, or the smaller split, when not given"
+    )
+    judge.add_argument(
+        "--features",
+        choices=("auto", "lenet", "hog"),
+        default="auto",
+        help="a small classifier of the corpus, or gradients; auto: the former where there are labels",
+    )
+    batch_size(judge)
+    seed(judge)
+    judge.add_argument(
+        "-o", "--output", metavar="PATH", help=f"PRIOR/{METRICS} for a folder, else ./samples.json, when not given"
+    )
 
     interpolate = verb("interpolate", _interpolate, "walk from one image to another through the latents")
     model(interpolate)
@@ -1239,4 +1278,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from hf_autoencoders import cli  # files with more verbs know this one, and its Mistake, by that name
+
+    sys.exit(cli.main())

@@ -11,6 +11,10 @@ restore("digit.png", output_type="dict")   # {"image": PIL image, "mean_squared_
 cluster = pipeline("image-clustering", model="path/or/hub-id")
 cluster(["digit.png", "other.png"])        # [{"cluster": 3, "score": 0.98}, ...]
 
+generate = pipeline("image-generation", model="path/or/hub-id", prior="path/or/hub-id/of/its/prior")
+generate(16, seed=0)                       # 16 PIL images; a model with a prior of its own needs no other
+generate(3, classes=[7, 7, 2])             # of a prior of codes that knows classes
+
 summarize = pipeline("text-summarization", model="path/or/hub-id")
 summarize("A long sentence ...", num_words=8)              # [{"summary_text": "...", "num_words": 8}]
 summarize(["A long sentence ...", "Another"], ratio=0.4)   # one such dictionary for each
@@ -42,6 +46,7 @@ logger = logging.get_logger(__name__)
 
 IMAGE_RECONSTRUCTION = "image-reconstruction"
 IMAGE_CLUSTERING = "image-clustering"
+IMAGE_GENERATION = "image-generation"
 TEXT_SUMMARIZATION = "text-summarization"  # "summarization" alone is a task that transformers 5 removed, and refuses
 VOICE_CONVERSION = "voice-conversion"
 TOKENS_PER_WORD = 8  # at most, on average over the words of a summary
@@ -138,6 +143,79 @@ class ImageClusteringPipeline(Pipeline):
     def postprocess(self, model_outputs: dict[str, Any], variable: int = 0) -> dict[str, Any]:
         score, cluster = model_outputs["probabilities"][0, variable].float().max(0)
         return {"cluster": cluster.item(), "score": score.item()}
+
+
+class ImageGenerationPipeline(Pipeline):
+    """New images of an auto-encoder and a prior of its latents or codes.
+
+    Called with the number of images, 1 when not given; the answer is a list of as many PIL images.
+
+    Args, at construction or in the call:
+        prior (`str` or prior, *optional*): the prior, or its folder or Hub id, which is loaded as the model is (with its
+            `trust_remote_code` and `token`). By default the model's own: N(0, I) of a VAE, uniform codes of a model
+            whose code is discrete by variational inference.
+        seed (`int`, *optional*): of all that is random; the same images on the CPU. Without one they differ each time.
+        classes (*optional*): class of each image, or one for all; of a prior of codes that knows classes.
+        temperature, top_k (*optional*): of the prior's `sample`.
+
+    Raises:
+        ValueError: a model without a prior where none is given, a prior of another auto-encoder, options out of range.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, prior=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model, "has_prior"):
+            raise ValueError(f"{type(self.model).__name__} draws no images: expected an auto-encoder of images")
+        self.prior = self._load_prior(prior)
+        if self.prior is None and not self.model.has_prior:
+            raise ValueError(
+                f"{type(self.model).__name__} has no prior of its own: give the prior that was trained for it, prior=..."
+            )
+
+    def _load_prior(self, prior):
+        if isinstance(prior, str):
+            remote = type(self.model).__module__.startswith("transformers_modules.")
+            prior = AutoModel.from_pretrained(prior, trust_remote_code=remote)
+        if prior is not None:
+            if not hasattr(prior, "check_autoencoder"):
+                raise ValueError(f"expected a prior of latents or codes, got {type(prior).__name__}")
+            prior.check_autoencoder(self.model)
+            prior = prior.eval().to(self.model.device)
+        return prior
+
+    def _sanitize_parameters(self, prior=None, seed=None, classes=None, temperature=None, top_k=None, **unknown):
+        if unknown:
+            raise TypeError(
+                f"unknown argument(s) {', '.join(unknown)}: this pipeline takes prior, seed, classes, temperature and "
+                "top_k"
+            )
+        given = {"prior": prior, "seed": seed, "classes": classes, "temperature": temperature, "top_k": top_k}
+        return {}, {name: value for name, value in given.items() if value is not None}, {}
+
+    def __call__(self, num_images: int = 1, **kwargs):
+        if isinstance(num_images, bool) or not isinstance(num_images, Integral) or num_images < 1:
+            raise ValueError(f"expected the number of images to draw, a whole number >= 1, got {num_images!r}")
+        return super().__call__({"num_images": int(num_images)}, **kwargs)
+
+    def preprocess(self, inputs: dict[str, int]) -> dict[str, Any]:
+        return inputs
+
+    def _forward(self, model_inputs: dict[str, Any], prior=None, seed=None, classes=None, **options) -> dict[str, Any]:
+        count = model_inputs["num_images"]
+        prior = self.prior if prior is None else self._load_prior(prior)
+        if classes is not None:
+            chosen = torch.as_tensor(classes)
+            options["classes"] = chosen.expand(count) if chosen.ndim == 0 else chosen
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return {"images": self.model.sample(count, generator, prior=prior, **options)}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> list:
+        return self.image_processor.post_process(model_outputs["images"])
 
 
 class TextSummarizationPipeline(Pipeline):
@@ -402,6 +480,7 @@ def register() -> None:
     for task, pipeline_class, auto_class, kind in (
         (IMAGE_RECONSTRUCTION, ImageReconstructionPipeline, AutoModel, "image"),
         (IMAGE_CLUSTERING, ImageClusteringPipeline, AutoModel, "image"),
+        (IMAGE_GENERATION, ImageGenerationPipeline, AutoModel, "image"),
         (TEXT_SUMMARIZATION, TextSummarizationPipeline, AutoModelForSeq2SeqLM, "text"),
         (VOICE_CONVERSION, VoiceConversionPipeline, AutoModel, "audio"),
     ):
