@@ -47,7 +47,7 @@ def _constriction():
         import constriction
     except ImportError as error:
         raise ImportError(
-            "compressing to bytes needs the library constriction: pip install constriction (or hf_autoencoders[compression])"
+            "compressing to bytes needs the library constriction: pip install constriction, or the extra [compression]"
         ) from error
     return constriction.stream
 
