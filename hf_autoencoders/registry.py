@@ -167,6 +167,13 @@ VARIANTS: dict[str, Variant] = {
             processor=_IMAGE_PROCESSOR,
         ),
         Variant(
+            name="image_codec",
+            title="Learned image codec",
+            config="configuration_image_codec.ImageCodecConfig",
+            model="modeling_image_codec.ImageCodecModel",
+            processor=_IMAGE_PROCESSOR,
+        ),
+        Variant(
             name="seq2seq2seq",
             title="Seq2seq2seq summarizer",
             config="configuration_seq2seq2seq.Seq2Seq2SeqConfig",

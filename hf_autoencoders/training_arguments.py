@@ -527,7 +527,7 @@ def _flag_type(annotation: Any) -> Any:
         members = [member for member in typing.get_args(annotation) if member is not type(None)]
         sequences = [member for member in members if typing.get_origin(member) in (list, tuple)]
         if sequences:
-            return list[typing.get_args(sequences[0])[0]]
+            return list[_flag_type(typing.get_args(sequences[0])[0])]
         return float if float in members else members[0]
     return annotation
 

@@ -64,16 +64,18 @@ class ImageTrainingRun(TrainingRun):
                 validation_fraction=corpus.validation_fraction,
             )
             self._choose_config(splits["train"])
+            # of a model that takes any size, too, the images are of one size here
+            reader = AutoencoderImageProcessor.for_model(self.config, do_resize=True)
             if corpus.streaming:
                 self.train, self.validation = (
-                    _read_stream(splits[name], self.processor, corpus.max_streamed_images, columns)
+                    _read_stream(splits[name], reader, corpus.max_streamed_images, columns)
                     for name in ("train", "validation")
                 )
             else:
                 self.train, self.validation = (
                     image_arrays(
                         splits[name],
-                        self.processor,
+                        reader,
                         extra_columns=find_factor_columns(splits[name].features, corpus.factor_columns),
                         cache_dir=corpus.cache_dir,
                         **columns,
@@ -83,7 +85,7 @@ class ImageTrainingRun(TrainingRun):
         with as_training_error():
             if corpus.streaming:
                 self.batches = StreamingImageBatches(
-                    splits["train"], self.processor, options.batch_size, **shuffled, **shard, **columns
+                    splits["train"], reader, options.batch_size, **shuffled, **shard, **columns
                 )
             else:
                 self.batches = ImageBatches(self.train, options.batch_size, **shuffled, **shard)

@@ -97,6 +97,30 @@ def elastic_deformation(pixel_values: torch.Tensor, noise: torch.Tensor, strengt
     return _read_at(pixel_values, identity, field.movedim(1, 3) * units)
 
 
+def random_crop(pixel_values: torch.Tensor, noise: torch.Tensor, size: int) -> torch.Tensor:
+    """A square of each image, `size` pixels high and wide, every place as likely.
+
+    Args:
+        pixel_values: float (batch, channels, height, width).
+        noise: (batch, 2) in [0, 1), on the same device: of the place down and to the right.
+        size: from 1 to the smaller of height and width.
+
+    Raises:
+        ValueError: pixel values that are no such floats, noise of another shape, or a square that does not fit.
+    """
+    _check(pixel_values, noise, (2,))
+    height, width = pixel_values.shape[-2:]
+    if not 1 <= size <= min(height, width):
+        raise ValueError(f"size must be from 1 to {min(height, width)} for images of {height} x {width}, got {size}.")
+    free = torch.tensor([height - size + 1, width - size + 1], device=noise.device)
+    top, left = (noise.double() * free).long().unbind(1)
+    span = torch.arange(size, device=noise.device)
+    rows, columns = top[:, None] + span, left[:, None] + span
+    batch = torch.arange(len(pixel_values), device=noise.device)
+    cut = pixel_values[batch[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (batch, size, size, channels)
+    return cut.permute(0, 3, 1, 2)
+
+
 def _read_at(
     pixel_values: torch.Tensor, matrices: torch.Tensor, displacement: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -104,6 +104,8 @@ class ImageAutoencoderConfig(AutoencoderBaseConfig):
             Activation between layers: `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
     """
 
+    any_image_size = False  # whether the model takes images of other sizes, too
+
     image_size: int | list[int] | tuple[int, ...] = validated_field(positive_image_size, default=28)
     num_channels: int = validated_field(at_least(1), default=1)
     architecture: Literal["mlp", "conv", "resnet"] = "conv"

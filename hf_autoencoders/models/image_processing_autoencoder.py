@@ -112,8 +112,12 @@ class AutoencoderImageProcessor(PilBackend):
     @classmethod
     def for_model(cls, config, **kwargs) -> "AutoencoderImageProcessor":
         """The processor of a model with this config: size from `config.image_size` (int or (height, width)), channels
-        from `config.num_channels`. Further options (`resample` ...) by keyword."""
-        return cls(**{"size": config.image_size, "num_channels": config.num_channels, **kwargs})
+        from `config.num_channels`; images keep their own size where the model takes any (`config.any_image_size`).
+        Further options (`resample` ...) by keyword."""
+        own = {"size": config.image_size, "num_channels": config.num_channels}
+        if getattr(config, "any_image_size", False):
+            own["do_resize"] = False
+        return cls(**{**own, **kwargs})
 
     def _standardize_kwargs(
         self, size=None, num_channels=None, resample=None, input_data_format=None, **kwargs

@@ -153,14 +153,15 @@ class MLPUpLayer(nn.Module):
 
 
 class ResidualBlock(GradientCheckpointingLayer):
-    """Pre-activation residual block (He et al. 2016) with group normalisation: shape `(batch_size, channels, h, w)`."""
+    """Pre-activation residual block (He et al. 2016) with group normalisation, or none: `(batch_size, channels, h, w)`
+    to the same shape."""
 
-    def __init__(self, channels: int, hidden_act: str):
+    def __init__(self, channels: int, hidden_act: str, normalize: bool = True):
         super().__init__()
         groups = math.gcd(channels, 8)
-        self.norm1 = nn.GroupNorm(groups, channels)
+        self.norm1 = nn.GroupNorm(groups, channels) if normalize else nn.Identity()
         self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels)
+        self.norm2 = nn.GroupNorm(groups, channels) if normalize else nn.Identity()
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.activation = ACT2FN[hidden_act]
 

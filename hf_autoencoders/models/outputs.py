@@ -382,3 +382,29 @@ class CodePriorOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ImageCodecOutput(ModelOutput):
+    """
+    Args:
+        latents (`torch.FloatTensor` of shape `(batch_size, channels, latent_height, latent_width)`): the quantised
+            latents, in the scale that the synthesis takes.
+        reconstruction (`torch.FloatTensor` of the shape of `pixel_values`): the restored images.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): `rate + distortion`.
+        reconstruction_loss (`torch.FloatTensor` of shape `()`, *optional*): mean squared error per input dimension.
+        rate (`torch.FloatTensor` of shape `()`, *optional*): estimated bits per pixel, side information included.
+        side_rate (`torch.FloatTensor` of shape `()`, *optional*): bits per pixel of the side information alone.
+        distortion (`torch.FloatTensor` of shape `()`, *optional*): lambda x 255^2 x the squared error of each image,
+            averaged over images.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*): output of each level of the analysis.
+    """
+
+    latents: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
+    reconstruction_loss: torch.FloatTensor | None = None
+    rate: torch.FloatTensor | None = None
+    side_rate: torch.FloatTensor | None = None
+    distortion: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
