@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
+from .code_compression import CompressesCodes
 from .configuration_discrete_autoencoder import (
     BinaryAutoencoderConfig,
     CategoricalAutoencoderConfig,
@@ -113,7 +114,7 @@ class DiscreteAutoencoder(LikelihoodAutoencoder):
         )
 
 
-class BinaryAutoencoderModel(DiscreteAutoencoder):
+class BinaryAutoencoderModel(CompressesCodes, DiscreteAutoencoder):
     """Images to bits and back.
 
     ```python
@@ -277,7 +278,7 @@ def mutual_information(probabilities: torch.Tensor, of_views: torch.Tensor, trai
     return joint_mutual_information(0.5 * (joint + joint.mT)).sum()
 
 
-class CategoricalAutoencoderModel(OneHotAutoencoder):
+class CategoricalAutoencoderModel(CompressesCodes, OneHotAutoencoder):
     """Images to classes that nobody named, and back.
 
     With `mutual_information_weight` the classes are those that views of an image have in common (invariant information

@@ -15,17 +15,20 @@ from transformers.utils import can_return_tuple
 
 from .base import PreTrainedAutoencoder, SamplesFromPrior
 from .bottlenecks import FiniteScalarQuantizer, ResidualVectorQuantizer
+from .code_compression import CompressesCodes
 from .configuration_vqvae import VQVAEConfig
 from .layers import ImageDecoder, ImageEncoder, check_codes, check_latents, check_pixel_values
 from .outputs import QuantizedEncoderOutput, VQVAEOutput
 
 
-class VQVAEModel(SamplesFromPrior, PreTrainedAutoencoder):
+class VQVAEModel(CompressesCodes, SamplesFromPrior, PreTrainedAutoencoder):
     """Images to a grid of discrete codes and back.
 
     ```python
     outputs = model.encode(pixel_values)              # outputs.codes: (B, num_codebooks, h, w), int64
     images = model.decode_codes(outputs.codes)        # (B, C, H, W), equal to model.decode(outputs.latents)
+    files = model.compress(pixel_values)              # list of bytes; fewer with a prior of the codes, prior=prior
+    images = model.decompress(files)                  # list of uint8 tensors (C, H, W)
     loss = model(pixel_values).loss
     ```
     """

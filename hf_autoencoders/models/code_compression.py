@@ -1,0 +1,174 @@
+"""Discrete codes to bytes and back, in the container of `container.py` and with the coder of `entropy_coding.py`.
+
+    pixel_values -> encode -> codes -> range coder -> bytes -> range coder -> codes -> decode_codes -> images
+                                           ^                        ^
+                            counts of each code: equal ones, or those of a prior given the codes before
+
+Guards, so that what is decoded is what was encoded:
+
+- Without a prior all values of a code have equal integer counts. No float is involved.
+- With a prior, counts come from the logits of a transformer, which are floats. Both sides compute them in the same
+  way, one image and one code at a time, in float32, from weights laid alike in memory; logits are rounded to
+  multiples of 1/256, so that nearly all differences in their last bits vanish, and turned into integer counts in
+  float64. A checksum of the codes is in the payload: a machine that rounds otherwise all the same refuses the file, it
+  never shows another image.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from .container import CHECKSUM_SIZE, CompressedFileError, Container
+from .entropy_coding import SymbolDecoder, SymbolEncoder, SymbolTables, quantize_table
+from .prior_base import weights_fingerprint
+
+LOGIT_STEPS = 256  # logits are rounded to multiples of 1/256
+ALIGNMENT = 64  # bytes
+
+
+def align_parameters(model: nn.Module) -> None:
+    """Move the parameters of a model that do not begin at a multiple of 64 bytes. Weights read from a file may begin
+    anywhere, and float32 kernels round differently there: the same weights would not give the same bits."""
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+
+
+def counts_of_logits(logits: torch.Tensor) -> np.ndarray:
+    """Integer counts `(num_codes + 1,)` of logits `(num_codes,)`; the last is the escape's, which codes never need."""
+    logits = np.rint(logits.double().cpu().numpy() * LOGIT_STEPS) / LOGIT_STEPS
+    weights = np.exp(logits - logits.max())
+    return quantize_table(weights / weights.sum())
+
+
+class CompressesCodes:
+    """What a model with discrete codes does with bytes: `compress(pixel_values)` and `decompress(files)`."""
+
+    def _file_fingerprint(self, prior) -> bytes:
+        """8 bytes that name this model and the prior; checks that they belong together and can code."""
+        own = bytes.fromhex(weights_fingerprint(self))
+        if prior is None:
+            return own
+        if not getattr(prior, "gives_codes", False):
+            raise ValueError(f"expected a prior of codes (CodePriorModel), got {type(prior).__name__}")
+        prior.check_autoencoder(self)
+        if prior.training or prior.dtype != torch.float32:
+            raise ValueError(
+                "the prior must be in evaluation mode and float32, since both sides have to compute the same: "
+                f"prior.eval().float(); got {'training' if prior.training else 'evaluation'} mode and {prior.dtype}"
+            )
+        align_parameters(prior)
+        theirs = bytes.fromhex(weights_fingerprint(prior))
+        return bytes(a ^ b for a, b in zip(own, theirs, strict=True))
+
+    def _code_fields(self) -> dict[str, int]:
+        """The shape of the codes of one image, as the container names it: of a vector its length alone."""
+        shape = tuple(self.config.codes_shape)
+        return dict(zip(("num_codebooks", "height", "width"), (*shape, 1, 1)[: max(3, len(shape))], strict=True))
+
+    @torch.no_grad()
+    def compress(self, pixel_values: torch.Tensor, prior=None) -> list[bytes]:
+        """The bytes of each image: a whole file, see `container.py`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, C, H, W)`): images in [0, 1].
+            prior ([`CodePriorModel`], *optional*): of the codes of this model; what it finds likely takes few bits. It
+                computes code by code, some milliseconds each. Without it every code takes `log2(num_codes)` bits.
+
+        Raises:
+            ValueError: images of another shape, a prior of another model, in training mode or not float32.
+            ImportError: `constriction` is not installed.
+        """
+        fingerprint, fields = self._file_fingerprint(prior), self._code_fields()
+        files = []
+        for codes in self.encode(pixel_values).codes:
+            encoder = SymbolEncoder()
+            if prior is None:
+                payload = b""
+                tables, rows = self._equal_tables(), np.zeros(codes.numel(), dtype=np.int64)
+                symbols = codes.flatten().cpu().numpy()
+            else:
+                sequence = prior.to_sequence(codes[None].to(prior.device))
+                symbols = sequence[0].cpu().numpy()
+                state, before, counts = prior.start(), None, []
+                for position in range(len(symbols)):
+                    counts.append(counts_of_logits(prior.next_logits(state, before)[0]))
+                    before = sequence[:, position]
+                tables, rows = SymbolTables(np.stack(counts), np.zeros(len(counts))), np.arange(len(counts))
+                payload = _checksum(symbols)
+            encoder.add(symbols, rows, tables)
+            files.append(Container("codes", fingerprint, fields, payload + encoder.to_bytes()).to_bytes())
+        return files
+
+    @torch.no_grad()
+    def decompress_codes(self, data: Sequence[bytes], prior=None) -> torch.Tensor:
+        """Codes `(batch_size, *codes_shape)`, int64, of what `compress` wrote with the same prior.
+
+        Raises:
+            CompressedFileError: a file that this model with this prior did not write, or that has been altered since.
+        """
+        fingerprint, expected = self._file_fingerprint(prior), self._code_fields()
+        shape, num_codes = tuple(self.config.codes_shape), self.config.num_codes
+        found = []
+        for file in [data] if isinstance(data, bytes) else data:
+            container = Container.from_bytes(file, "codes", fingerprint, max_pixels=math.prod(shape))
+            if container.fields != expected:
+                raise CompressedFileError(
+                    f"the compressed file is damaged: it holds codes of {container.fields}, those of this model are of "
+                    f"{expected}"
+                )
+            payload = container.payload
+            if prior is None:
+                decoder = SymbolDecoder(payload)
+                symbols = decoder.read(np.zeros(math.prod(shape), dtype=np.int64), self._equal_tables())
+            else:
+                decoder, written = SymbolDecoder(payload[CHECKSUM_SIZE:]), []
+                state, before = prior.start(), None
+                for _ in range(math.prod(shape)):
+                    counts = counts_of_logits(prior.next_logits(state, before)[0])
+                    symbol = decoder.read(np.zeros(1, dtype=np.int64), SymbolTables(counts[None], np.zeros(1)))
+                    if not 0 <= symbol[0] < num_codes:
+                        break
+                    written.append(symbol[0])
+                    before = torch.tensor(symbol, device=prior.device)
+                symbols = np.array(written, dtype=np.int64)
+                if payload[:CHECKSUM_SIZE] != _checksum(symbols):
+                    raise CompressedFileError(
+                        "the codes that were decoded are not those that were written: this machine computes the "
+                        "prior's probabilities otherwise than the one that compressed the file (another processor, device or "
+                        "version of torch). Decompress it where it was compressed, or compress without a prior"
+                    )
+            decoder.finish()
+            if symbols.min() < 0 or symbols.max() >= num_codes:
+                raise CompressedFileError(f"the compressed file is damaged: a code is not in [0, {num_codes})")
+            codes = torch.from_numpy(symbols)[None]
+            found.append(codes.view(1, *shape) if prior is None else prior.to_codes(codes.to(prior.device)).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def decompress(self, data: Sequence[bytes], prior=None) -> list[torch.Tensor]:
+        """The images `(C, H, W)`, uint8, of what `compress` wrote with the same prior; decoded one by one.
+
+        Raises:
+            CompressedFileError: a file that this model with this prior did not write, or that has been altered since.
+            ValueError: a prior of another model, in training mode or not float32.
+        """
+        align_parameters(self)
+        codes = self.decompress_codes(data, prior).to(self.device)
+        images = [self.decode_codes(one[None])[0].float() for one in codes]
+        return [(image.clamp(0, 1) * 255).round().to(torch.uint8) for image in images]
+
+    def _equal_tables(self) -> SymbolTables:
+        num_codes = self.config.num_codes
+        return SymbolTables(quantize_table(np.full(num_codes, 1 / num_codes))[None], np.zeros(1))
+
+
+def _checksum(symbols: np.ndarray) -> bytes:
+    return zlib.crc32(symbols.astype("<i8").tobytes()).to_bytes(CHECKSUM_SIZE, "little")
+
+
+__all__ = ["CompressesCodes"]
