@@ -45,6 +45,7 @@ from .evaluate import (
 
 DEFAULT_NUM_SAMPLES = 5_000
 NEIGHBOURS = 3  # of precision and recall
+LENET_STEPS, LENET_BATCH_SIZE = 1_200, 128
 SCALE_IMAGES = 2_000  # training images that the scales of p(x|codes) are fitted on
 
 
@@ -154,7 +155,7 @@ class LeNetFeatures:
 
         Args:
             train, validation: `ImageArrays` with labels.  corpus: its name.
-            num_epochs: passes over the training images; by default as many as make about 1,200 steps of 128.
+            num_epochs: passes over the training images; by default as many as make about `LENET_STEPS` steps.
 
         Raises:
             ValueError: there are no labels, or but one class.
@@ -165,9 +166,9 @@ class LeNetFeatures:
             raise ValueError("a classifier needs labels of two classes at least: use HogFeatures")
         check_uint8_images("train.images", train.images)
         size, num_classes = train.images.shape[1:], int(labels.max()) + 1
-        batch_size = min(128, len(rows))
+        batch_size = min(LENET_BATCH_SIZE, len(rows))
         steps = len(rows) // batch_size
-        num_epochs = num_epochs or max(1, round(1200 / steps))
+        num_epochs = num_epochs or max(1, round(LENET_STEPS / steps))
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.network = _LeNet(size[0], size[1:], 64, num_classes)

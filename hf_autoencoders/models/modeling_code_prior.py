@@ -290,7 +290,7 @@ class CodePriorModel(PreTrainedPrior):
             attention_mask=torch.ones_like(start),
             max_new_tokens=length,
             logits_processor=processors,
-            **kwargs,
+            **{"renormalize_logits": True, **kwargs},  # the codes of a codebook share all probability
         )
         firsts = self._first_token(torch.arange(length, device=written.device))
         return self._to_codes(written[:, 1:] - firsts)
