@@ -449,7 +449,12 @@ METRIC_NAMES = {
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
 OTHERS = {"pca": "PCA", "ica": "ICA", "kmeans": "k-means"}  # prefix of a baseline -> whose number it is
-UNITS = {"image": "images", "text": "texts", "audio": "clips", "latent": "images"}  # modality -> what a corpus has rows of
+UNITS = {
+    "image": "images",
+    "text": "texts",
+    "audio": "clips",
+    "latent": "images",
+}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",

@@ -71,8 +71,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     for name, rows in (("first", first), ("second", second)):
         if len(rows) <= rows.shape[1]:
             raise ValueError(
-                f"the {name} set has {len(rows)} rows of {rows.shape[1]} features, a covariance of full rank needs more "
-                "rows than features: take more images, or fewer features"
+                f"the {name} set has {len(rows)} rows of {rows.shape[1]} features, a covariance needs more "
+                "rows than features to be of full rank: take more images, or fewer features"
             )
     means, covariances = zip(*((rows.mean(0), np.cov(rows, rowvar=False)) for rows in (first, second)), strict=True)
     covariances = [np.atleast_2d(covariance) for covariance in covariances]
@@ -212,8 +212,10 @@ class HogFeatures:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features (rows, 128) of uint8 images (rows, channels, height, width) of 8 x 8 pixels at least."""
-        from skimage.feature import hog
-
+        try:
+            from skimage.feature import hog
+        except ImportError as error:
+            raise ImportError("these features are computed by scikit-image: pip install scikit-image") from error
         check_uint8_images("images", images)
         height, width = images.shape[2:]
         if min(height, width) < 8:
@@ -360,7 +362,7 @@ def evaluate_samples(
     """Measure what an auto-encoder draws from a prior.
 
     Args:
-        autoencoder: of images.  prior: of its latents or codes; None measures its own.
+        autoencoder: of images.  prior: of its latents or codes; None measures N(0, I), or uniformly random codes.
         train, validation: `ImageArrays` made with the processor of the auto-encoder.
         corpus: at least `{"name": ..., "split": ...}`.
         num_samples: images of each set that are compared, by default `DEFAULT_NUM_SAMPLES`, or as many as the smaller
