@@ -265,7 +265,7 @@ def test_plain_auto_encoders_are_measured_with_a_prior(digits, monkeypatch):
     prior = LatentPriorModel(LatentPriorConfig(latent_shape=model.config.latent_shape, hidden_size=8)).eval()
     options = {"corpus": {"name": "digits", "split": "validation"}, "num_samples": 100}
     result = evaluate_samples(model, prior, *digits, **options)
-    assert "nll" in result["metrics"] and "standard_normal_frechet_distance" not in result["baselines"]
+    assert "prior_nll" in result["metrics"] and "standard_normal_frechet_distance" not in result["baselines"]
     with pytest.raises(ValueError, match="AutoencoderModel has no prior of its own: give one"):
         evaluate_samples(model, None, *digits, **options)
 

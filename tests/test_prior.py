@@ -424,7 +424,7 @@ def test_the_script_trains_a_prior_that_knows_its_autoencoder(name, autoencoders
     measured = json.loads((folder / "metrics.json").read_text())
     assert measured["settings"]["num_samples"] == 100 and measured["settings"]["features"].startswith("lenet(digits")
     plain = "standard_normal" if name == "vae" else "uniform_codes"
-    assert {"frechet_distance", "precision", "recall", "nll"} <= set(measured["metrics"])
+    assert {"frechet_distance", "precision", "recall", "prior_nll"} <= set(measured["metrics"])
     assert f"{plain}_frechet_distance" in measured["baselines"]
     assert (folder / "samples.png").is_file() and not (folder / "preprocessor_config.json").exists()
     card = (folder / "README.md").read_text()

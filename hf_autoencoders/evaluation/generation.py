@@ -373,7 +373,7 @@ def evaluate_samples(
 
     Returns:
         A dictionary ready for JSON as that of `evaluate_model`. `metrics`, of the samples: `frechet_distance`,
-        `precision`, `recall`; of a prior `nll` (nats per image, of latents or codes), and what `CodeBits` has or, of a
+        `precision`, `recall`; of a prior `prior_nll` (nats per image, of latents or codes), and what `CodeBits` has or, of a
         VAE, `negative_elbo` with the prior. `baselines`: the same of `train_images_`, `train_reconstructions_` and
         `standard_normal_` or `uniform_codes_`, all against the same validation images.
 
@@ -469,7 +469,7 @@ def _likelihoods(
     if prior.gives_codes:
         bits = bits_of_codes(autoencoder, prior, train.images, images, batch_size=batch_size)
         settings["log_scales_of_the_images"] = [round(scale, 4) for scale in bits.log_scales]
-        nats = {"nll": bits.code_bits * math.log(2)}
+        nats = {"prior_nll": bits.code_bits * math.log(2)}
         return (
             nats | {"bits_per_dimension": bits.bits_per_dimension, "code_bits_per_image": bits.code_bits},
             {
@@ -480,7 +480,7 @@ def _likelihoods(
     if not hasattr(autoencoder, "reconstruction_log_likelihood"):
         latents = encode_images(autoencoder, images, batch_size=batch_size).latents
         parts = [prior.log_prob(torch.from_numpy(part).to(prior.device)) for part in np.array_split(latents, 50)]
-        return {"nll": -torch.cat(parts).double().mean().item()}, {}
+        return {"prior_nll": -torch.cat(parts).double().mean().item()}, {}
     noise = torch.Generator().manual_seed(seed)
     nll = learned_bound = plain_bound = 0.0
     for pixel_values in pixel_value_batches(autoencoder, images, batch_size):
@@ -497,4 +497,4 @@ def _likelihoods(
         nll -= learned.sum().item() / len(images)
         learned_bound -= (fixed + learned + entropy + constant).sum().item() / len(images)
         plain_bound -= (fixed + plain + entropy).sum().item() / len(images)
-    return {"nll": nll, "negative_elbo": learned_bound}, {"negative_elbo": plain_bound}
+    return {"prior_nll": nll, "negative_elbo": learned_bound}, {"negative_elbo": plain_bound}
