@@ -373,9 +373,9 @@ def evaluate_samples(
 
     Returns:
         A dictionary ready for JSON as that of `evaluate_model`. `metrics`, of the samples: `frechet_distance`,
-        `precision`, `recall`; of a prior `prior_nll` (nats per image, of latents or codes), and what `CodeBits` has or, of a
-        VAE, `negative_elbo` with the prior. `baselines`: the same of `train_images_`, `train_reconstructions_` and
-        `standard_normal_` or `uniform_codes_`, all against the same validation images.
+        `precision`, `recall`; of a prior `prior_nll` (nats per image, of latents or codes), and what `CodeBits` has
+        or, of a VAE, `negative_elbo` with the prior. `baselines`: the same of `train_images_`,
+        `train_reconstructions_` and `standard_normal_` or `uniform_codes_`, all against the same validation images.
 
     Raises:
         ValueError: too few images for a Frechet distance, more samples than a split has images, a prior of another
