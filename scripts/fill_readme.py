@@ -260,8 +260,8 @@ def generation_text(files: list[Path]) -> str:
         accuracy = settings.get("accuracy_of_the_features_classifier")
         told = f", a classifier of {accuracy:.1%} accuracy" if accuracy else ""
         heading = (
-            f"**{result['name']}** on {Path(result['corpus']['name']).name}, {settings['num_samples']:,} images of each "
-            f"set; features `{settings['features']}`{told}."
+            f"**{result['name']}** on {Path(result['corpus']['name']).name}, {settings['num_samples']:,} images of "
+            f"each set; features `{settings['features']}`{told}."
         )
         how = f"`{command(result)}` ({'; '.join(circumstances(result))})"
         parts.append("\n\n".join([heading, "\n".join(rows), how]))
