@@ -1198,7 +1198,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate-samples",
         _evaluate_samples,
         "measure the images that a model draws from a prior",
-        "Frechet distance, precision and recall between samples and the images of a corpus, in features that are named; "
+        "Frechet distance, precision and recall between samples and images of a corpus, in features that are named; "
         "beside them the same of training images, of reconstructions, and of samples without a learned prior; bits or "
         "nats of the images. On the folder of a prior the numbers go into its metrics.json and card.",
     )

@@ -151,8 +151,8 @@ class ImageGenerationPipeline(Pipeline):
     Called with the number of images, 1 when not given; the answer is a list of as many PIL images.
 
     Args, at construction or in the call:
-        prior (`str` or prior, *optional*): the prior, or its folder or Hub id, which is loaded as the model is (with its
-            `trust_remote_code` and `token`). By default the model's own: N(0, I) of a VAE, uniform codes of a model
+        prior (`str` or prior, *optional*): the prior, or its folder or Hub id, which is loaded with the code that
+            comes with it where the model was. By default the model's own: N(0, I) of a VAE, uniform codes of a model
             whose code is discrete by variational inference.
         seed (`int`, *optional*): of all that is random; the same images on the CPU. Without one they differ each time.
         classes (*optional*): class of each image, or one for all; of a prior of codes that knows classes.
@@ -174,7 +174,7 @@ class ImageGenerationPipeline(Pipeline):
         self.prior = self._load_prior(prior)
         if self.prior is None and not self.model.has_prior:
             raise ValueError(
-                f"{type(self.model).__name__} has no prior of its own: give the prior that was trained for it, prior=..."
+                f"{type(self.model).__name__} has no prior of its own: give the one that was trained for it, prior=..."
             )
 
     def _load_prior(self, prior):

@@ -441,6 +441,12 @@ METRIC_NAMES = {
     "entropy_bits_per_second": "Entropy of the codes, bits per second",
     "bits_per_second": "Bits per second",
     "codes_per_second": "Codes per second",
+    "frechet_distance": "Frechet distance to validation images",
+    "precision": "Precision",
+    "recall": "Recall",
+    "prior_nll": "Latents or codes under the prior, nats per image",
+    "code_bits_per_image": "Bits of the codes, per image",
+    "negative_elbo": "Negative evidence lower bound, nats per image",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
@@ -448,8 +454,21 @@ METRIC_NAMES = {
     "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
-OTHERS = {"pca": "PCA", "ica": "ICA", "kmeans": "k-means"}  # prefix of a baseline -> whose number it is
-UNITS = {"image": "images", "text": "texts", "audio": "clips", "latent": "images"}  # modality -> what a corpus has rows of
+OTHERS = {  # prefix of a baseline -> whose number it is
+    "pca": "PCA",
+    "ica": "ICA",
+    "kmeans": "k-means",
+    "train_images": "Training images",
+    "train_reconstructions": "Reconstructions of training images",
+    "standard_normal": "N(0, I)",
+    "uniform_codes": "Uniformly random codes",
+}
+UNITS = {
+    "image": "images",
+    "text": "texts",
+    "audio": "clips",
+    "latent": "images",
+}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",
@@ -467,9 +486,10 @@ def metric_name(name: str) -> str:
         return METRIC_NAMES[name]
     if name.startswith("mig_"):
         return f"MIG of the factor `{name.removeprefix('mig_')}`"
-    who, _, rest = name.partition("_")
-    if who in OTHERS and rest in METRIC_NAMES:
-        return f"{OTHERS[who]}: {METRIC_NAMES[rest]}"
+    for who, called in OTHERS.items():
+        rest = name.removeprefix(f"{who}_")
+        if rest != name and rest in METRIC_NAMES:
+            return f"{called}: {METRIC_NAMES[rest]}"
     return f"`{name}`"
 
 

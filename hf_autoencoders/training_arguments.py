@@ -302,8 +302,8 @@ class AudioRunArguments(RunArguments):
 # Arguments that may differ between a run and its continuation: they leave the weights as they are.
 FREE_ON_RESUME = (
     "output_dir overwrite_output_dir resume_from_checkpoint cache_dir logging_steps save_steps checkpoint_total_limit "
-    "num_pictures num_generated num_examples num_pairs num_target_clips num_beams report_to disable_progress_bar final_weights "
-    "final_evaluation num_importance_samples push_to_hub hub_model_id hub_private_repo"
+    "num_pictures num_generated num_examples num_pairs num_target_clips num_beams report_to disable_progress_bar "
+    "final_weights final_evaluation num_importance_samples push_to_hub hub_model_id hub_private_repo"
 ).split()
 
 ARGUMENTS_OF_MODALITY = {

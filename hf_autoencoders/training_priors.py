@@ -114,7 +114,7 @@ def load_autoencoder(name: str):
 
 
 def published_name(name: str) -> str:
-    """What a configuration says of an auto-encoder: a Hub id as it is, of a local folder the last part that names it."""
+    """What a configuration says of an auto-encoder: a Hub id as it is, of a folder the last part that names it."""
     path = Path(name)
     if not path.exists():
         return name
@@ -149,14 +149,18 @@ class PriorTrainingRun(ImageTrainingRun):
         if corpus.streaming:
             raise TrainingError("--streaming does not go with priors: the corpus is encoded once, before training")
         if not extra.autoencoder:
-            raise TrainingError("--autoencoder is missing: the folder or Hub id of the auto-encoder to train a prior for")
+            raise TrainingError(
+                "--autoencoder is missing: the folder or Hub id of the auto-encoder to train a prior for"
+            )
         self.autoencoder, image_processor = load_autoencoder(extra.autoencoder)
         self.autoencoder.to(self.device)
         self.processor = None
         of_codes = self.arguments.variant.name == "code_prior"
         if of_codes != hasattr(self.autoencoder.config, "codes_shape"):
             kind = "latents, not codes: use --variant latent_prior" if of_codes else "codes: use --variant code_prior"
-            raise TrainingError(f"--autoencoder {extra.autoencoder} holds a {type(self.autoencoder).__name__} of {kind}")
+            raise TrainingError(
+                f"--autoencoder {extra.autoencoder} holds a {type(self.autoencoder).__name__} of {kind}"
+            )
         columns = {
             "image_column": corpus.image_column,
             "label_column": corpus.label_column,
@@ -202,7 +206,7 @@ class PriorTrainingRun(ImageTrainingRun):
         self.config = self._make_config(dict(self.arguments.model), of_autoencoder)
         if not of_codes and self.config.prior == "standard_normal":
             raise TrainingError(
-                "--prior standard_normal has nothing to learn: use LatentPriorModel(LatentPriorConfig(...)) as it is, or "
+                "--prior standard_normal has nothing to learn: use LatentPriorModel(LatentPriorConfig(...)), or "
                 "--prior gaussian_mixture --num_components 1 for one Gaussian of the latents' mean and covariance"
             )
 

@@ -25,7 +25,7 @@ INHERITED |= {"postprocess", "preprocess", "set_input_embeddings", "state_dict",
 MODEL_PACKAGES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}
 OPTIONAL_MODEL_PACKAGES = {"soxr"}  # within a `try` only: there transformers does not ask for them
 # import name -> distribution name, where the two differ
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 @functools.cache

@@ -20,6 +20,10 @@ START, END = "<!-- results: written by scripts/fill_readme.py -->", "<!-- end of
 
 SPEECH_START, SPEECH_END = "<!-- speech: written by scripts/fill_readme.py -->", "<!-- end of speech -->"
 SUMMARIES_START, SUMMARIES_END = "<!-- summaries: written by scripts/fill_readme.py -->", "<!-- end of summaries -->"
+GENERATION_START, GENERATION_END = (
+    "<!-- generation: written by scripts/fill_readme.py -->",
+    "<!-- end of generation -->",
+)
 
 # What a row shows, where a run measured it: metric -> how it reads.
 MEASURED = {
@@ -215,12 +219,62 @@ def speech_text(files: list[Path]) -> str:
     return "\n\n".join(parts) or "No results are committed yet."
 
 
+# Sets of images that samples are compared beside: prefix in `baselines` -> how it reads.
+IMAGE_SETS = {
+    "": "the prior",
+    "standard_normal_": "N(0, I)",
+    "uniform_codes_": "uniformly random codes",
+    "train_reconstructions_": "reconstructions of training images",
+    "train_images_": "training images",
+}
+MEASURED_OF_SETS = {
+    "frechet_distance": ("Frechet distance", "{:.2f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "bits_per_dimension": ("bits/dim", "{:.3f}"),
+    "code_bits_per_image": ("bits of the codes", "{:.0f}"),
+    "negative_elbo": ("negative ELBO, nats", "{:.1f}"),
+}
+
+
+def generation_text(files: list[Path]) -> str:
+    """Markdown: of each prior its samples beside other sets of images, and how it was obtained."""
+    parts = []
+    for file in files:
+        result = json.loads(file.read_text())
+        settings = result["settings"]
+        sets = {prefix: {} for prefix in IMAGE_SETS}
+        sets[""] = result["metrics"]
+        for name, value in result["baselines"].items():
+            prefix = next(prefix for prefix in IMAGE_SETS if prefix and name.startswith(prefix))
+            sets[prefix][name.removeprefix(prefix)] = value
+        sets = {prefix: values for prefix, values in sets.items() if values}
+        shown = [name for name in MEASURED_OF_SETS if name in result["metrics"]]
+        rows = [
+            "| | " + " | ".join(MEASURED_OF_SETS[name][0] for name in shown) + " |",
+            "|---|" + "---:|" * len(shown),
+        ]
+        for prefix, values in sets.items():
+            cells = [MEASURED_OF_SETS[name][1].format(values[name]) if name in values else "" for name in shown]
+            rows.append(f"| {IMAGE_SETS[prefix]} | {' | '.join(cells)} |")
+        accuracy = settings.get("accuracy_of_the_features_classifier")
+        told = f", a classifier of {accuracy:.1%} accuracy" if accuracy else ""
+        heading = (
+            f"**{result['name']}** on {Path(result['corpus']['name']).name}, {settings['num_samples']:,} images of "
+            f"each set; features `{settings['features']}`{told}."
+        )
+        how = f"`{command(result)}` ({'; '.join(circumstances(result))})"
+        parts.append("\n\n".join([heading, "\n".join(rows), how]))
+    return "\n\n".join(parts) or "No results are committed yet."
+
+
 def filled(readme: str) -> str:
     """The README's text with the results as they are in `docs/results`."""
-    files = {"image": [], "audio": [], "text": []}
+    files = {"image": [], "audio": [], "text": [], "latent": []}
     for file in sorted(RESULTS.glob("*.json")):
         files[VARIANTS[json.loads(file.read_text())["model_type"]].modality].append(file)
     readme = between(readme, START, END, results_table(files["image"]))
+    readme = between(readme, GENERATION_START, GENERATION_END, generation_text(files["latent"]))
     readme = between(readme, SPEECH_START, SPEECH_END, speech_text(files["audio"]))
     return between(readme, SUMMARIES_START, SUMMARIES_END, summaries_text(files["text"]))
 

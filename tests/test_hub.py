@@ -226,7 +226,7 @@ def folders(tmp_path_factory):
             continue
         if variant.modality == "latent":
             model = tiny.model(tiny.FIRST[variant.name], seed)
-            folder = save_for_hub(model, base / variant.name, metrics={"metrics": {"nll": 0.25}})
+            folder = save_for_hub(model, base / variant.name, metrics={"metrics": {"prior_nll": 0.25}})
             folders[variant.name] = folder
             inputs = tiny.inputs(model.config)
             with torch.no_grad():

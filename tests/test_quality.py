@@ -128,6 +128,35 @@ def test_bits_at_full_size(name, tmp_path, script_env):
     assert found["mse"] < found["pca_equal_bits_mse"] and found["bit_entropy_mean"] > 0.3
 
 
+GAUSSIAN = ["--likelihood", "gaussian", "--dynamic_binarization", "false"]
+
+
+def assert_half_the_distance(found: dict[str, float], plain: str) -> None:
+    """The learned prior's samples are at most half as far from real images as those without one."""
+    assert found["frechet_distance"] <= found[f"{plain}_frechet_distance"] / 2
+
+
+def test_priors_of_digits(tmp_path, script_env):
+    train("vae_digits", tmp_path, script_env, *GAUSSIAN)
+    found = train("latent_prior_digits", tmp_path, script_env)
+    assert_half_the_distance(found, "standard_normal")
+    assert found["negative_elbo"] < found["standard_normal_negative_elbo"]
+    train("vqvae_digits", tmp_path, script_env)
+    found = train("code_prior_digits", tmp_path, script_env)
+    assert_half_the_distance(found, "uniform_codes")
+    assert found["bits_per_dimension"] < found["uniform_codes_bits_per_dimension"]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_priors_at_full_size(name, tmp_path, script_env):
+    flags = [*corpus(name), *GAUSSIAN, "--latent_size", 32, "--num_epochs", 40, "--learning_rate", 2e-3]
+    train("vae_mnist", tmp_path, script_env, *flags)
+    flags = [*corpus(name), "--autoencoder", "runs/vae_mnist/final"]
+    assert_half_the_distance(train(f"latent_prior_{name}", tmp_path, script_env, *flags), "standard_normal")
+    train(f"vqvae_{name}", tmp_path, script_env, *corpus(name))
+    assert_half_the_distance(train(f"code_prior_{name}", tmp_path, script_env, *corpus(name)), "uniform_codes")
+
+
 def test_voice_conversion_on_synthetic_voices(tmp_path, script_env):
     found = train("voice_conversion_espeak", tmp_path, script_env)
     assert found["target_speaker"] >= 0.6 and found["word_kept"] >= 0.5

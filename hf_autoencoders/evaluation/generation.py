@@ -45,6 +45,7 @@ from .evaluate import (
 
 DEFAULT_NUM_SAMPLES = 5_000
 NEIGHBOURS = 3  # of precision and recall
+LENET_STEPS, LENET_BATCH_SIZE = 1_200, 128
 SCALE_IMAGES = 2_000  # training images that the scales of p(x|codes) are fitted on
 
 
@@ -70,8 +71,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     for name, rows in (("first", first), ("second", second)):
         if len(rows) <= rows.shape[1]:
             raise ValueError(
-                f"the {name} set has {len(rows)} rows of {rows.shape[1]} features, a covariance of full rank needs more "
-                "rows than features: take more images, or fewer features"
+                f"the {name} set has {len(rows)} rows of {rows.shape[1]} features, a covariance needs more "
+                "rows than features to be of full rank: take more images, or fewer features"
             )
     means, covariances = zip(*((rows.mean(0), np.cov(rows, rowvar=False)) for rows in (first, second)), strict=True)
     covariances = [np.atleast_2d(covariance) for covariance in covariances]
@@ -154,7 +155,7 @@ class LeNetFeatures:
 
         Args:
             train, validation: `ImageArrays` with labels.  corpus: its name.
-            num_epochs: passes over the training images; by default as many as make about 1,200 steps of 128.
+            num_epochs: passes over the training images; by default as many as make about `LENET_STEPS` steps.
 
         Raises:
             ValueError: there are no labels, or but one class.
@@ -165,9 +166,9 @@ class LeNetFeatures:
             raise ValueError("a classifier needs labels of two classes at least: use HogFeatures")
         check_uint8_images("train.images", train.images)
         size, num_classes = train.images.shape[1:], int(labels.max()) + 1
-        batch_size = min(128, len(rows))
+        batch_size = min(LENET_BATCH_SIZE, len(rows))
         steps = len(rows) // batch_size
-        num_epochs = num_epochs or max(1, round(1200 / steps))
+        num_epochs = num_epochs or max(1, round(LENET_STEPS / steps))
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.network = _LeNet(size[0], size[1:], 64, num_classes)
@@ -211,8 +212,10 @@ class HogFeatures:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features (rows, 128) of uint8 images (rows, channels, height, width) of 8 x 8 pixels at least."""
-        from skimage.feature import hog
-
+        try:
+            from skimage.feature import hog
+        except ImportError as error:
+            raise ImportError("these features are computed by scikit-image: pip install scikit-image") from error
         check_uint8_images("images", images)
         height, width = images.shape[2:]
         if min(height, width) < 8:
@@ -359,7 +362,7 @@ def evaluate_samples(
     """Measure what an auto-encoder draws from a prior.
 
     Args:
-        autoencoder: of images.  prior: of its latents or codes; None measures its own.
+        autoencoder: of images.  prior: of its latents or codes; None measures N(0, I), or uniformly random codes.
         train, validation: `ImageArrays` made with the processor of the auto-encoder.
         corpus: at least `{"name": ..., "split": ...}`.
         num_samples: images of each set that are compared, by default `DEFAULT_NUM_SAMPLES`, or as many as the smaller
@@ -370,9 +373,9 @@ def evaluate_samples(
 
     Returns:
         A dictionary ready for JSON as that of `evaluate_model`. `metrics`, of the samples: `frechet_distance`,
-        `precision`, `recall`; of a prior `nll` (nats per image, of latents or codes), and what `CodeBits` has or, of a
-        VAE, `negative_elbo` with the prior. `baselines`: the same of `train_images_`, `train_reconstructions_` and
-        `standard_normal_` or `uniform_codes_`, all against the same validation images.
+        `precision`, `recall`; of a prior `prior_nll` (nats per image, of latents or codes), and what `CodeBits` has
+        or, of a VAE, `negative_elbo` with the prior. `baselines`: the same of `train_images_`,
+        `train_reconstructions_` and `standard_normal_` or `uniform_codes_`, all against the same validation images.
 
     Raises:
         ValueError: too few images for a Frechet distance, more samples than a split has images, a prior of another
@@ -466,7 +469,7 @@ def _likelihoods(
     if prior.gives_codes:
         bits = bits_of_codes(autoencoder, prior, train.images, images, batch_size=batch_size)
         settings["log_scales_of_the_images"] = [round(scale, 4) for scale in bits.log_scales]
-        nats = {"nll": bits.code_bits * math.log(2)}
+        nats = {"prior_nll": bits.code_bits * math.log(2)}
         return (
             nats | {"bits_per_dimension": bits.bits_per_dimension, "code_bits_per_image": bits.code_bits},
             {
@@ -477,7 +480,7 @@ def _likelihoods(
     if not hasattr(autoencoder, "reconstruction_log_likelihood"):
         latents = encode_images(autoencoder, images, batch_size=batch_size).latents
         parts = [prior.log_prob(torch.from_numpy(part).to(prior.device)) for part in np.array_split(latents, 50)]
-        return {"nll": -torch.cat(parts).double().mean().item()}, {}
+        return {"prior_nll": -torch.cat(parts).double().mean().item()}, {}
     noise = torch.Generator().manual_seed(seed)
     nll = learned_bound = plain_bound = 0.0
     for pixel_values in pixel_value_batches(autoencoder, images, batch_size):
@@ -494,4 +497,4 @@ def _likelihoods(
         nll -= learned.sum().item() / len(images)
         learned_bound -= (fixed + learned + entropy + constant).sum().item() / len(images)
         plain_bound -= (fixed + plain + entropy).sum().item() / len(images)
-    return {"nll": nll, "negative_elbo": learned_bound}, {"negative_elbo": plain_bound}
+    return {"prior_nll": nll, "negative_elbo": learned_bound}, {"negative_elbo": plain_bound}

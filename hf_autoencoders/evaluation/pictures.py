@@ -35,8 +35,8 @@ def draw_model(
         seed: of the samples.
 
     Returns:
-        Paths of `reconstructions.png`, of `samples.png` (models with a prior of their own) and of `interpolations.png` (models with
-        `interpolate`, at least two images).
+        Paths of `reconstructions.png`, of `samples.png` (models with a prior of their own) and of `interpolations.png`
+        (models with `interpolate`, at least two images).
     """
     check_uint8_images("images", images)
     check_positive("num_images", num_images)

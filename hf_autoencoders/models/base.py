@@ -71,7 +71,9 @@ class SamplesFromPrior:
                 "prior=prior); training/train_prior.py trains it"
             )
         if not self.takes_prior:
-            raise ValueError(f"the latents of {type(self).__name__} are part discrete, part continuous: no prior has both")
+            raise ValueError(
+                f"the latents of {type(self).__name__} are part discrete, part continuous: no prior has both"
+            )
         if not hasattr(prior, "check_autoencoder"):
             raise ValueError(f"expected a prior of latents or codes of this package, got {type(prior).__name__}")
         prior.check_autoencoder(self)

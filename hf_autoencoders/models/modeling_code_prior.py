@@ -119,12 +119,14 @@ class CodePriorModel(PreTrainedPrior):
             kind = classes.dtype if torch.is_tensor(classes) else type(classes).__name__
             raise TypeError(f"classes must be an integer tensor, got {kind}")
         if tuple(classes.shape) != (batch_size,):
-            raise ValueError(f"classes must have shape ({batch_size},), one for each example, got {tuple(classes.shape)}")
+            raise ValueError(
+                f"classes must have shape ({batch_size},), one for each example, got {tuple(classes.shape)}"
+            )
         if not torch.compiler.is_compiling() and classes.numel():
             low, high = classes.aminmax()
             if low < -1 or high >= config.num_classes:
                 raise ValueError(
-                    f"classes must be from 0 to {config.num_classes - 1}, or -1 for none, got values from {low} to {high}"
+                    f"classes must be from 0 to {config.num_classes - 1}, or -1 for none, got {low} to {high}"
                 )
         return (config.num_code_tokens + 1 + classes.long().to(device)).unsqueeze(1)
 
@@ -207,8 +209,8 @@ class CodePriorModel(PreTrainedPrior):
         """Logits of the next position, float32 `(batch_size, num_codes)`, see [`start`]; `state` moves on.
 
         Args:
-            state: of these codes.  codes (`torch.LongTensor` of shape `(batch_size,)`): of the position before; None for
-                the first position.
+            state: of these codes.
+            codes (`torch.LongTensor` of shape `(batch_size,)`): of the position before; None for the first position.
 
         Raises:
             ValueError: all codes are written, or codes are given, or missing, where they should not be.
@@ -290,7 +292,7 @@ class CodePriorModel(PreTrainedPrior):
             attention_mask=torch.ones_like(start),
             max_new_tokens=length,
             logits_processor=processors,
-            **kwargs,
+            **{"renormalize_logits": True, **kwargs},  # the codes of a codebook share all probability
         )
         firsts = self._first_token(torch.arange(length, device=written.device))
         return self._to_codes(written[:, 1:] - firsts)

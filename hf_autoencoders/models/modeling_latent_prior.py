@@ -221,6 +221,16 @@ class LatentPriorModel(PreTrainedPrior):
         self.density = DENSITIES[config.prior](config)
         self.post_init()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32. transformers asks the parameters, and a standard normal has none."""
+        return self.statistics.mean.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; likewise."""
+        return self.statistics.mean.device
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

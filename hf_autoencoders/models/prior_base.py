@@ -41,7 +41,7 @@ class PreTrainedPrior(PreTrainedAutoencoder):
     gives_codes = False  # else latents
 
     def _shape_problem(self, config) -> str:
-        """Why the latents or codes of an auto-encoder's configuration are not those of this prior; empty if they are."""
+        """Why the latents or codes of an auto-encoder's configuration are not those of this prior; empty if so."""
         raise NotImplementedError
 
     def check_autoencoder(self, autoencoder: PreTrainedModel) -> None:
