@@ -280,7 +280,7 @@ class LatentCoder(nn.Module):
             def disturbed(values, noise):
                 if not self.training:
                     return values.round()
-                return values + (torch.rand_like(values) if noise is None else noise) - 0.5
+                return values + (torch.rand(values.shape, device=values.device) if noise is None else noise) - 0.5
 
             side_bits = torch.zeros_like(quality)
             if self.hyperprior is None:
@@ -525,8 +525,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
 
     def _analyze(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Latents before gain and rounding, and the output of every level."""
-        shape = (self.config.num_channels, *pixel_values.shape[2:]) if torch.is_tensor(pixel_values) else None
-        check_pixel_values(pixel_values, shape or self.config.input_shape)
+        check_pixel_values(pixel_values, (self.config.num_channels, None, None))
         height, width = pixel_values.shape[2:]
         hidden_state = pixel_values.to(self.analysis[0].conv.weight.dtype) - 0.5
         pad = (-width % self.config.stride, -height % self.config.stride)
@@ -544,7 +543,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
     def encode(self, pixel_values: torch.Tensor, quality: float | torch.Tensor | None = None) -> EncoderOutput:
         """Quantised latents `(B, M, h, w)` of images in [0, 1], in the scale that `decode` takes."""
         y, _ = self._analyze(pixel_values)
-        quality = self._quality(quality, len(y), y.device)
+        quality = self._quality(quality, y.shape[0], y.device)
         return EncoderOutput(latents=self.coder(y, quality, rate=False)[0].to(y.dtype))
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -552,8 +551,8 @@ class ImageCodecModel(PreTrainedAutoencoder):
 
         Args:
             latents: as `encode` gives them.
-            size: height and width of the images; `config.image_size` by default where the latents are of that size, else
-                whole multiples of `config.stride`.
+            size: height and width of the images; `config.image_size` by default where the latents are of that size,
+                else whole multiples of `config.stride`.
         """
         channels = self.config.hidden_sizes[-1]
         if not torch.is_tensor(latents) or not latents.is_floating_point():
@@ -597,7 +596,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
                 *latent_grid)`, and `(batch_size, hyper_size, *hyper_grid)`.
         """
         y, hidden_states = self._analyze(pixel_values)
-        quality = self._quality(quality, len(y), y.device)
+        quality = self._quality(quality, y.shape[0], y.device)
         latents, latent_bits, side_bits = self.coder(y, quality, (uniform_noise, hyper_noise), return_loss)
         latents = latents.to(y.dtype)
         reconstruction = self.decode(latents, tuple(pixel_values.shape[2:]))
