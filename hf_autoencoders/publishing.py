@@ -441,6 +441,12 @@ METRIC_NAMES = {
     "entropy_bits_per_second": "Entropy of the codes, bits per second",
     "bits_per_second": "Bits per second",
     "codes_per_second": "Codes per second",
+    "encode_seconds_per_megapixel": "Compressing a megapixel, seconds",
+    "decode_seconds_per_megapixel": "Decompressing a megapixel, seconds",
+    "bd_rate_jpeg": "Bits against JPEG at equal PSNR (BD-rate), %",
+    "bd_rate_jpeg_optimized": "Bits against JPEG with optimised tables (BD-rate), %",
+    "bd_rate_jpeg_444": "Bits against such JPEG with chroma in full (BD-rate), %",
+    "bd_rate_webp": "Bits against WebP at equal PSNR (BD-rate), %",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
@@ -448,6 +454,7 @@ METRIC_NAMES = {
     "raw_pixels_linear_probe_accuracy": "Linear probe on the pixels, accuracy",
     "pca_same_size_linear_probe_accuracy": "Linear probe on PCA with as many components, accuracy",
 }
+QUALITY_METRICS = {"bits_per_pixel": "bits per pixel", "compressed_psnr": "PSNR, dB"}  # of a codec at each quality
 OTHERS = {"pca": "PCA", "ica": "ICA", "kmeans": "k-means"}  # prefix of a baseline -> whose number it is
 UNITS = {"image": "images", "text": "texts", "audio": "clips"}  # modality -> what a corpus has rows of
 PIPELINE_TAGS = {
@@ -465,6 +472,9 @@ def metric_name(name: str) -> str:
     """
     if name in METRIC_NAMES:
         return METRIC_NAMES[name]
+    rate, _, quality = name.rpartition("_")
+    if rate in QUALITY_METRICS and quality.isdecimal():
+        return f"Quality {quality}: {QUALITY_METRICS[rate]}"
     if name.startswith("mig_"):
         return f"MIG of the factor `{name.removeprefix('mig_')}`"
     who, _, rest = name.partition("_")

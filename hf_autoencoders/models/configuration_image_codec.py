@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from .configuration_base import ImageAutoencoderConfig, at_least
+from .configuration_base import ImageAutoencoderConfig, at_least, in_range
 
 
 @strict
@@ -37,7 +37,7 @@ class ImageCodecConfig(ImageAutoencoderConfig):
     hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(32, 64, 128, 128))
     num_residual_blocks: int = validated_field(at_least(1), default=1)
     entropy_model: Literal["factorized", "scale_hyperprior", "mean_scale_hyperprior"] = "mean_scale_hyperprior"
-    hyper_size: int = validated_field(at_least(1), default=64)
+    hyper_size: int = validated_field(in_range(1, 4096), default=64)
     lambdas: list[float | int] | tuple[float | int, ...] = validated_field(
         at_least(0), default=(0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.06)
     )
