@@ -31,6 +31,7 @@ class ImageCodecConfig(ImageAutoencoderConfig):
     """
 
     model_type = "hfae_image_codec"
+    attribute_map = {"hidden_size": "hyper_size"}
     any_image_size = True
 
     architecture: Literal["conv", "resnet"] = "resnet"
@@ -46,6 +47,12 @@ class ImageCodecConfig(ImageAutoencoderConfig):
     def stride(self) -> int:
         """Pixels along one side of an image for one place of the latents."""
         return 2 ** len(self.hidden_sizes)
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of an image of `image_size`, padded to whole strides, before and after each halving."""
+        height, width = self.latent_grid(*self.input_shape[1:])
+        return [(height << level, width << level) for level in range(len(self.hidden_sizes), -1, -1)]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

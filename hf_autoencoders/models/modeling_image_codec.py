@@ -233,6 +233,23 @@ def straight_through_round(values: torch.Tensor) -> torch.Tensor:
     return values + (values.round() - values).detach()
 
 
+class InwardClamp(torch.autograd.Function):
+    """`values.clamp(low, high)` whose gradient passes inside the range, and outside of it where a step of descent leads
+    back: what lies outside can return, and nothing is driven farther out."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        ctx.low, ctx.high = low, high
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        (values,) = ctx.saved_tensors
+        outward = ((values < ctx.low) & (gradient > 0)) | ((values > ctx.high) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0), None, None
+
+
 class LatentCoder(nn.Module):
     """Gains, rounding and the rate of latents; always in float32."""
 
@@ -295,10 +312,10 @@ class LatentCoder(nn.Module):
                 likelihood = None
                 if rate:
                     side_bits = bits(self.hyperprior.prior(disturbed(z, noise[1]), index))
-                    bounded = scale_index.clamp(0, NUM_SCALES - 1)
-                    scale_index = scale_index + (bounded - scale_index).detach()
-                    if not self.training:
-                        scale_index = scale_index.round()
+                    if self.training:
+                        scale_index = InwardClamp.apply(scale_index, 0.0, NUM_SCALES - 1.0)
+                    else:
+                        scale_index = scale_index.clamp(0, NUM_SCALES - 1).round()
                     scale = MIN_SCALE * (scale_index * (math.log(MAX_SCALE / MIN_SCALE) / (NUM_SCALES - 1))).exp()
                     likelihood = gaussian_likelihood(disturbed(scaled - mean, noise[0]), scale)
             return rounded * inverse, bits(likelihood) if rate else None, side_bits
