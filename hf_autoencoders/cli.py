@@ -8,6 +8,7 @@ keeps its traceback.
 
 import argparse
 import contextlib
+import copy
 import json
 import os
 import shlex
@@ -491,6 +492,24 @@ def _convert_voice(arguments: argparse.Namespace) -> None:
             _save(mel_picture([dict(zip(("source", "target", "converted"), panels, strict=True))]), arguments.picture)
 
 
+def _compress(arguments: argparse.Namespace) -> None:
+    from .cli_compression import compress_verb
+
+    compress_verb(arguments)
+
+
+def _decompress(arguments: argparse.Namespace) -> None:
+    from .cli_compression import decompress_verb
+
+    decompress_verb(arguments)
+
+
+def _rate_distortion(arguments: argparse.Namespace) -> None:
+    from .cli_compression import rate_distortion_verb
+
+    rate_distortion_verb(arguments)
+
+
 def _line_batches(source, arguments: argparse.Namespace):
     """Lines of a binary file, so many at once as are not blank, with the blank ones between them."""
     lines, texts = [], 0
@@ -784,6 +803,9 @@ def _load_images(arguments: argparse.Namespace, processor, names: list[str], fac
     from .data import find_factor_columns, image_arrays, load_corpus
 
     _as_in_training(arguments, ("image_column", "label_column", *(["factor_columns"] if factors else [])))
+    if not processor.do_resize:  # of a model that takes any size: of one size all the same, to be one array
+        processor = copy.copy(processor)
+        processor.do_resize = True
     with _mistakes():
         splits = load_corpus(
             arguments.corpus,
@@ -1264,6 +1286,42 @@ def _parser() -> argparse.ArgumentParser:
         help=f"also draw source, first target and result as log-mels: {', '.join(PICTURE_SUFFIXES)}",
     )
     output(convert, None, f"recording to write: {', '.join(AUDIO_SUFFIXES)}")
+
+    compress = verb(
+        "compress",
+        _compress,
+        "write an image file, or every one of a folder, as bytes of a learned codec",
+        "Alpha, and more than 8 bits, have no place in it and are refused; EXIF orientation is applied.",
+    )
+    compress.add_argument("input", metavar="IN", help="image file, or a folder of them")
+    compress.add_argument("output", metavar="OUT", help="file that ends in .hfae, or a folder")
+    model(compress, flag=True)
+    compress.add_argument(
+        "--quality", type=float, metavar="Q", help="from 0 to the number of lambdas less 1; the middle when not given"
+    )
+
+    decompress = verb(
+        "decompress", _decompress, "write the images of compressed files", "It takes the model that compressed them."
+    )
+    decompress.add_argument("input", metavar="IN", help="file that ends in .hfae, or a folder of them")
+    decompress.add_argument("output", metavar="OUT", help="PNG or another lossless image file, or a folder of PNG")
+    model(decompress, flag=True)
+    decompress.add_argument(
+        "--max_pixels", type=_whole_number, metavar="N", help="refuse larger images; 33,554,432 when not given"
+    )
+
+    curves = verb(
+        "rate-distortion",
+        _rate_distortion,
+        "compare a learned codec with JPEG and WebP",
+        "Real bytes and PSNR at several qualities, each image at its own size; how many percent of bits are saved at "
+        "equal PSNR (BD-rate); seconds per megapixel. Written are rate_distortion.json and rate_distortion.png.",
+    )
+    model(curves)
+    corpus(curves, "measure", speech=False)
+    curves.add_argument("--max_images", type=_whole_number, metavar="N", help="only the first so many images")
+    curves.add_argument("--qualities", type=float, nargs="+", metavar="Q", help="of the model; when not given, many")
+    output(curves, None, "folder to write to")
 
     publish = verb("publish", _publish, "upload a model folder, with its card and code, to the Hub")
     publish.add_argument("folder", metavar="FOLDER", help="what a training run or save_for_hub wrote")

@@ -447,6 +447,12 @@ METRIC_NAMES = {
     "prior_nll": "Latents or codes under the prior, nats per image",
     "code_bits_per_image": "Bits of the codes, per image",
     "negative_elbo": "Negative evidence lower bound, nats per image",
+    "encode_seconds_per_megapixel": "Compressing a megapixel, seconds",
+    "decode_seconds_per_megapixel": "Decompressing a megapixel, seconds",
+    "bd_rate_jpeg": "Bits against JPEG at equal PSNR (BD-rate), %",
+    "bd_rate_jpeg_optimized": "Bits against JPEG with optimised tables (BD-rate), %",
+    "bd_rate_jpeg_444": "Bits against such JPEG with chroma in full (BD-rate), %",
+    "bd_rate_webp": "Bits against WebP at equal PSNR (BD-rate), %",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
@@ -469,6 +475,7 @@ UNITS = {
     "audio": "clips",
     "latent": "images",
 }  # modality -> what a corpus has rows of
+QUALITY_METRICS = {"bits_per_pixel": "bits per pixel", "compressed_psnr": "PSNR, dB"}  # of a codec at each quality
 PIPELINE_TAGS = {
     "AutoModel": "image-feature-extraction",
     "AutoModelForImageClassification": "image-classification",
@@ -484,6 +491,9 @@ def metric_name(name: str) -> str:
     """
     if name in METRIC_NAMES:
         return METRIC_NAMES[name]
+    rate, _, quality = name.rpartition("_")
+    if rate in QUALITY_METRICS and quality.isdecimal():
+        return f"Quality {quality}: {QUALITY_METRICS[rate]}"
     if name.startswith("mig_"):
         return f"MIG of the factor `{name.removeprefix('mig_')}`"
     for who, called in OTHERS.items():

@@ -23,7 +23,7 @@ INHERITED |= {"postprocess", "preprocess", "set_input_embeddings", "state_dict",
 
 # Code in models/ travels to the Hub and must run where only these are installed.
 MODEL_PACKAGES = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"}
-OPTIONAL_MODEL_PACKAGES = {"soxr"}  # within a `try` only: there transformers does not ask for them
+OPTIONAL_MODEL_PACKAGES = {"soxr", "constriction"}  # within a `try` only: there transformers does not ask for them
 # import name -> distribution name, where the two differ
 DISTRIBUTIONS = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 

@@ -48,6 +48,8 @@ MEASURED = {
     "cluster_nmi": "NMI {:.3f}",
     "cluster_ari": "ARI {:.3f}",
     "linear_probe_accuracy": "linear probe {:.2%}",
+    "bd_rate_jpeg": "{:+.1f}% of bits against JPEG (BD-rate)",
+    "bd_rate_webp": "{:+.1f}% against WebP",
 }
 COMPARED = {
     "pca_same_size_mse": "PCA of the same size: MSE {:.5f}",

@@ -301,6 +301,7 @@ CODE = {
     "autoencoder": {"configuration_autoencoder.py", "modeling_autoencoder.py"},
     "vae": {"configuration_vae.py", "modeling_vae.py"},
     "vqvae": {"configuration_vqvae.py", "modeling_vqvae.py"},
+    "image_codec": {"configuration_image_codec.py", "modeling_image_codec.py"},
     "seq2seq2seq": {"configuration_seq2seq2seq.py", "modeling_seq2seq2seq.py"},
     "voice_conversion": {
         "configuration_speech.py",

@@ -460,6 +460,7 @@ COMPILED = {  # as little to compile as shows every kind of state and randomness
     "joint_vae-conv": MLP,
     "vqvae-ema": {"hidden_sizes": (4,)},
     "vqvae-gradient": {"hidden_sizes": (4,), "num_codebooks": 2},
+    "image_codec-conv": {"hidden_sizes": (4,)},
     "voice_conversion-plain": {
         "num_encoder_blocks": 1,
         "num_decoder_blocks": 1,
@@ -666,7 +667,8 @@ def test_forward_is_made_for_the_trainer(name):
 def wrong_pixel_values(config):
     images = tiny.images(config, batch_size=2)
     channels, height, width = config.input_shape
-    expected = rf"\(batch_size, {channels}, {height}, {width}\)"
+    size = "height, width" if config.any_image_size else f"{height}, {width}"
+    expected = rf"\(batch_size, {channels}, {size}\)"
     yield "a list", images.tolist(), TypeError, "must be a torch.Tensor, got list"
     yield "an array", images.numpy(), TypeError, "must be a torch.Tensor, got ndarray"
     yield "uint8", (images * 255).byte(), TypeError, r"floating point.*got torch.uint8.*divide uint8 images by 255"
@@ -682,6 +684,8 @@ def wrong_pixel_values(config):
 def test_wrong_inputs_are_refused(name, case):
     model = tiny.model(name)
     wrong, error, message = next(row[1:] for row in wrong_pixel_values(model.config) if row[0] == case)
+    if case == "other size" and model.config.any_image_size:
+        pytest.skip("it takes images of any size")
     for call in (model, model.train(), model.encode):
         with pytest.raises(error, match=message):
             call(wrong)
@@ -869,6 +873,11 @@ EFFECTS = {
         "codebook_cost": ({"codebook_update": "gradient"}, (1.0, 0.5)),
         "kmeans_init": ({}, (True, False)),
         "dead_code_threshold": ({"kmeans_init": False, "ema_decay": 0.5}, (0.0, 0.5)),
+    },
+    "image_codec": {
+        "entropy_model": ({}, ("scale_hyperprior", "mean_scale_hyperprior")),
+        "hyper_size": ({}, (4, 5)),
+        "lambdas": ({}, ((2e-5, 1e-4), (2e-5, 2e-4))),
     },
     "seq2seq2seq": {
         "summarizer": ({}, (tiny.POINTER, {**tiny.POINTER, "num_layers": 1})),

@@ -71,7 +71,8 @@ for folder, auto_class in args["models"]:
         processor_class = AutoImageProcessor
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
         processed = processor(Image.new("RGB", (40, 30), "white"), return_tensors="pt")
-        assert processed["pixel_values"].shape[1:] == config.input_shape, processed["pixel_values"].shape
+        size = (30, 40) if config.any_image_size else config.input_shape[1:]
+        assert processed["pixel_values"].shape[1:] == (config.num_channels, *size), processed["pixel_values"].shape
 
     # what came from there can be saved again, and is complete again
     again = folder + "-again"

@@ -134,6 +134,17 @@ FIELDS: dict[str, dict[str, dict]] = {
         "residual": {**CONV, "codebook_size": 8, "embedding_dim": 4, "num_codebooks": 3},
         "fsq": {**ODD, "quantizer": "fsq", "fsq_levels": (4, 3, 5)},
     },
+    "hfae_image_codec": {
+        "conv": {**CONV, "hyper_size": 4, "lambdas": (2e-5, 1e-4)},
+        "resnet": {**RESNET, "hyper_size": 4, "lambdas": (2e-5, 1e-4), "entropy_model": "scale_hyperprior"},
+        "factorized": {
+            **CONV,
+            "num_channels": 3,
+            "image_size": (5, 7),
+            "lambdas": (0.02,),
+            "entropy_model": "factorized",
+        },
+    },
     "hfae_seq2seq2seq": {
         "pointer": SUMMARIZER,
         "plain": {**SUMMARIZER, "summarizer": T5, "reconstructor": {**T5, "d_model": 8}, "share_embeddings": False},
@@ -309,6 +320,13 @@ def training_inputs(model, batch_size: int = 6, seed: int = 1) -> dict[str, torc
     if getattr(model.config, "time_jitter", 0) > 0:
         frames = -(-batch["input_features"].shape[1] // model.config.downsampling)
         batch["epsilon"] = torch.rand(batch_size, frames, generator=generator)
+    if model.config.model_type == "hfae_image_codec":
+        size = model.config.input_shape[1:]
+        batch["quality"] = torch.arange(batch_size) % len(model.config.lambdas) * 1.0
+        batch["uniform_noise"] = torch.rand(batch_size, *model.config.latent_shape, generator=generator)
+        if model.config.entropy_model != "factorized":
+            shape = (batch_size, model.config.hyper_size, *model.config.hyper_grid(*size))
+            batch["hyper_noise"] = torch.rand(shape, generator=generator)
     if model.config.model_type == "hfae_seq2seq2seq":
         size = (batch_size, model.config.max_summary_tokens, VOCAB_SIZE)
         batch["noise"] = torch.rand(size, generator=generator)

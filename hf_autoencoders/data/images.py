@@ -8,6 +8,7 @@
 Corpora larger than disk: `StreamingImageBatches` has the interface of `ImageBatches` over a `datasets.IterableDataset`.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -397,6 +398,42 @@ def image_arrays(
         extra=extra,
         extra_names={name: found for name, found in names.items() if found},
     )
+
+
+def images_of_own_size(
+    dataset,
+    processor,
+    *,
+    image_column: str | None = None,
+    max_images: int | None = None,
+    on_bad_image: str = "raise",
+) -> list[np.ndarray]:
+    """Images of a split as they are, uint8 `(num_channels, height, width)` each, by the processor's rules but for size.
+
+    Args:
+        dataset: a `datasets.Dataset` (one split).
+        processor: an image processor with `to_uint8`.
+        image_column: guessed when `None`.
+        max_images: only the first so many.
+        on_bad_image: "raise", or "skip" to leave bad rows out.
+
+    Raises:
+        BadImageError: an image is missing, cannot be decoded or is refused by the processor.
+        ValueError: no images, or no such column.
+    """
+    image_column = find_image_column(dataset.features, image_column)
+    dataset = dataset.select(range(min(len(dataset), max_images or len(dataset))))
+    processor = copy.copy(processor)
+    processor.do_resize = False
+    images = []
+    for row, (value, image) in enumerate(_decoded_rows(dataset, image_column, processor, None)) if len(dataset) else ():
+        if isinstance(image, np.ndarray):
+            images.append(image)
+        elif on_bad_image == "raise":
+            raise _bad_image(image, _place(dataset, row, image_column), value)
+    if not images:
+        raise ValueError("The corpus has no images that can be read.")
+    return images
 
 
 def _listed(rows: list[int], most: int = 20) -> str:

@@ -12,6 +12,8 @@ What is measured depends on what a model offers, never on its name:
     encode(...).probabilities of categories, and  clusters (of the first variable) beside k-means on the pixels
       labels, which serve to measure only
     encode(...).probabilities of bits             entropy of the bits
+    compress and decompress                       bits per pixel and PSNR at each quality, of real bytes; bits against
+                                                  JPEG and WebP at equal PSNR
 
 Factors are columns of `extra` as in `factors.corpus_factors`, those that both splits have and of which 10 rows have
 another than the commonest value. Where there are no two of them disentanglement is not measured, and where there are no
@@ -62,6 +64,7 @@ DEFAULT_IMPORTANCE_SAMPLES = 200
 # Rows times numbers of a row that are held in memory at once, in float32 and a few copies of it (0.6 GB each): for the
 # linear probes and for the quantisers of the PCA of equal bits. MNIST and CIFAR-10 are below it.
 MAX_VALUES = 150_000_000
+MAX_COMPRESSED = 100  # images that are compressed to bytes
 MAX_ROWS = 10_000  # that disentanglement is measured on, and that ICA and k-means are fitted on
 MIN_ROWS, MIN_ROWS_OF_OTHERS = 30, 10  # for disentanglement: in all, and of other values than a factor's commonest
 
@@ -133,6 +136,9 @@ def evaluate_model(
             )
             settings["num_importance_samples"] = num_importance_samples
             settings["likelihood_images"] = LIKELIHOOD_IMAGES[config.likelihood]
+
+        if hasattr(model, "compress"):
+            metrics |= _compression_metrics(model, validation.images, seed, not_measured, settings)
 
         has_codes = hasattr(model, "decode_codes")
         latent_size, image_size = math.prod(config.latent_shape), math.prod(validation.images.shape[1:])
@@ -337,6 +343,31 @@ def code_metrics(codes: np.ndarray, codebook_size: int) -> dict[str, float]:
         if len(values) > 1:
             result |= {f"{name}_{index}": value for index, value in enumerate(values.tolist())}
     return result
+
+
+def _compression_metrics(
+    model, images: np.ndarray, seed: int, not_measured: dict[str, str], settings: dict[str, Any]
+) -> dict[str, float]:
+    """Real bytes of at most `MAX_COMPRESSED` images at each quality, and what they save against JPEG and WebP."""
+    from .rate_distortion import rate_distortion
+
+    if len(images) > MAX_COMPRESSED:
+        rows = np.random.default_rng(seed).choice(len(images), MAX_COMPRESSED, replace=False)
+        images, settings["compressed_rows"] = images[np.sort(rows)], MAX_COMPRESSED
+    try:
+        result = rate_distortion(model, list(images), corpus={})
+    except (ValueError, ImportError) as error:  # no tables, other channels than 1 or 3; or a library is missing
+        not_measured["compression"] = str(error)
+        return {}
+    not_measured |= result["not_measured"]
+    metrics, curve = {}, result["curves"]["model"]
+    for point in curve:
+        if float(point["quality"]).is_integer():
+            metrics[f"bits_per_pixel_{point['quality']:g}"] = point["bits_per_pixel"]
+            metrics[f"compressed_psnr_{point['quality']:g}"] = point["psnr"]
+    for name in ("encode_seconds_per_megapixel", "decode_seconds_per_megapixel"):
+        metrics[name] = curve[len(curve) // 2][name]
+    return metrics | {f"bd_rate_{name}": value for name, value in result["bd_rate"].items()}
 
 
 def _cluster_metrics(

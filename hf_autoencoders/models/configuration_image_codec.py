@@ -4,7 +4,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict, validated_field
 
-from .configuration_base import ImageAutoencoderConfig, at_least
+from .configuration_base import ImageAutoencoderConfig, at_least, in_range
 
 
 @strict
@@ -31,13 +31,14 @@ class ImageCodecConfig(ImageAutoencoderConfig):
     """
 
     model_type = "hfae_image_codec"
+    attribute_map = {"hidden_size": "hyper_size"}
     any_image_size = True
 
     architecture: Literal["conv", "resnet"] = "resnet"
     hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(32, 64, 128, 128))
     num_residual_blocks: int = validated_field(at_least(1), default=1)
     entropy_model: Literal["factorized", "scale_hyperprior", "mean_scale_hyperprior"] = "mean_scale_hyperprior"
-    hyper_size: int = validated_field(at_least(1), default=64)
+    hyper_size: int = validated_field(in_range(1, 4096), default=64)
     lambdas: list[float | int] | tuple[float | int, ...] = validated_field(
         at_least(0), default=(0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.06)
     )
@@ -46,6 +47,12 @@ class ImageCodecConfig(ImageAutoencoderConfig):
     def stride(self) -> int:
         """Pixels along one side of an image for one place of the latents."""
         return 2 ** len(self.hidden_sizes)
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of an image of `image_size`, padded to whole strides, before and after each halving."""
+        height, width = self.latent_grid(*self.input_shape[1:])
+        return [(height << level, width << level) for level in range(len(self.hidden_sizes), -1, -1)]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

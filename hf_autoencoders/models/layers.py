@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_base import ImageAutoencoderConfig
 
 
-def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int, int]) -> None:
-    """Raise unless `pixel_values` is a floating-point tensor of shape `(batch_size, *input_shape)`.
+def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int | None, int | None]) -> None:
+    """Raise unless `pixel_values` is a floating-point tensor of shape `(batch_size, *input_shape)`; None is any size.
 
     Only shape and dtype are looked at, so nothing waits for the device; values are checked by the image processor.
     """
@@ -35,8 +35,12 @@ def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int, 
             f"pixel_values must be floating point with values in [0, 1], got {pixel_values.dtype}. "
             "Use the model's image processor, or divide uint8 images by 255."
         )
-    if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != input_shape:
-        channels, height, width = input_shape
+    if pixel_values.ndim != 4 or any(
+        wanted not in (None, size) for size, wanted in zip(pixel_values.shape[1:], input_shape, strict=True)
+    ):
+        channels, height, width = (
+            wanted or name for wanted, name in zip(input_shape, ("num_channels", "height", "width"), strict=True)
+        )
         raise ValueError(
             f"pixel_values must have shape (batch_size, {channels}, {height}, {width}), which is (batch_size, "
             f"num_channels, height, width) of the configuration, got {tuple(pixel_values.shape)}. "

@@ -10,6 +10,7 @@ one network for several rates: Cui et al. 2021 (https://arxiv.org/abs/2003.02150
 lambda, interpolated geometrically between lambdas.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -232,6 +233,23 @@ def straight_through_round(values: torch.Tensor) -> torch.Tensor:
     return values + (values.round() - values).detach()
 
 
+class InwardClamp(torch.autograd.Function):
+    """`values.clamp(low, high)` whose gradient passes inside the range, and outside of it where a step of descent leads
+    back: what lies outside can return, and nothing is driven farther out."""
+
+    @staticmethod
+    def forward(ctx, values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        ctx.low, ctx.high = low, high
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        (values,) = ctx.saved_tensors
+        outward = ((values < ctx.low) & (gradient > 0)) | ((values > ctx.high) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0), None, None
+
+
 class LatentCoder(nn.Module):
     """Gains, rounding and the rate of latents; always in float32."""
 
@@ -256,12 +274,13 @@ class LatentCoder(nn.Module):
         return {"log_gain": gain, "log_inverse_gain": -gain}
 
     def gains(self, quality: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gain and inverse gain `(B, M, 1, 1)` of real qualities `(B,)`."""
+        """Gain and inverse gain `(B, M, 1, 1)` of real qualities `(B,)`, in their dtype."""
         low = quality.floor().clamp(0, self.num_qualities - 1)
         share = (quality - low)[:, None]
         low = low.long()
         high = (low + 1).clamp_max(self.num_qualities - 1)
-        logs = (torch.lerp(table[low], table[high], share) for table in (self.log_gain, self.log_inverse_gain))
+        tables = (table.to(quality.dtype) for table in (self.log_gain, self.log_inverse_gain))
+        logs = (torch.lerp(table[low], table[high], share) for table in tables)
         gain, inverse = (log.exp()[:, :, None, None] for log in logs)
         return gain, inverse
 
@@ -280,7 +299,7 @@ class LatentCoder(nn.Module):
             def disturbed(values, noise):
                 if not self.training:
                     return values.round()
-                return values + (torch.rand_like(values) if noise is None else noise) - 0.5
+                return values + (torch.rand(values.shape, device=values.device) if noise is None else noise) - 0.5
 
             side_bits = torch.zeros_like(quality)
             if self.hyperprior is None:
@@ -293,10 +312,10 @@ class LatentCoder(nn.Module):
                 likelihood = None
                 if rate:
                     side_bits = bits(self.hyperprior.prior(disturbed(z, noise[1]), index))
-                    bounded = scale_index.clamp(0, NUM_SCALES - 1)
-                    scale_index = scale_index + (bounded - scale_index).detach()
-                    if not self.training:
-                        scale_index = scale_index.round()
+                    if self.training:
+                        scale_index = InwardClamp.apply(scale_index, 0.0, NUM_SCALES - 1.0)
+                    else:
+                        scale_index = scale_index.clamp(0, NUM_SCALES - 1).round()
                     scale = MIN_SCALE * (scale_index * (math.log(MAX_SCALE / MIN_SCALE) / (NUM_SCALES - 1))).exp()
                     likelihood = gaussian_likelihood(disturbed(scaled - mean, noise[0]), scale)
             return rounded * inverse, bits(likelihood) if rate else None, side_bits
@@ -336,7 +355,7 @@ class LatentCoder(nn.Module):
 
     @torch.no_grad()
     def read(self, payload: bytes, steps: int, grid: tuple[int, int]) -> torch.Tensor:
-        """The latents `(1, M, *grid)` for the synthesis, float32, of what `write` has written."""
+        """The latents `(1, M, *grid)` for the synthesis, float64, of what `write` has written."""
         decoder, device = SymbolDecoder(payload), self.log_gain.device
 
         def read(rows, tables, shape):
@@ -352,7 +371,7 @@ class LatentCoder(nn.Module):
             mean, index = self.hyperprior.integer_synthesize(z, grid)
             latents = mean + read(index.flatten().cpu().numpy(), self.hyperprior.gaussians(), shape)
         decoder.finish()
-        return latents.float() * self.gains(torch.tensor([steps / QUALITY_STEPS], device=device))[1]
+        return latents * self.gains(torch.tensor([steps / QUALITY_STEPS], device=device, dtype=torch.float64))[1]
 
 
 def _symbols(values: torch.Tensor) -> np.ndarray:
@@ -525,8 +544,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
 
     def _analyze(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Latents before gain and rounding, and the output of every level."""
-        shape = (self.config.num_channels, *pixel_values.shape[2:]) if torch.is_tensor(pixel_values) else None
-        check_pixel_values(pixel_values, shape or self.config.input_shape)
+        check_pixel_values(pixel_values, (self.config.num_channels, None, None))
         height, width = pixel_values.shape[2:]
         hidden_state = pixel_values.to(self.analysis[0].conv.weight.dtype) - 0.5
         pad = (-width % self.config.stride, -height % self.config.stride)
@@ -544,7 +562,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
     def encode(self, pixel_values: torch.Tensor, quality: float | torch.Tensor | None = None) -> EncoderOutput:
         """Quantised latents `(B, M, h, w)` of images in [0, 1], in the scale that `decode` takes."""
         y, _ = self._analyze(pixel_values)
-        quality = self._quality(quality, len(y), y.device)
+        quality = self._quality(quality, y.shape[0], y.device)
         return EncoderOutput(latents=self.coder(y, quality, rate=False)[0].to(y.dtype))
 
     def decode(self, latents: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -552,8 +570,8 @@ class ImageCodecModel(PreTrainedAutoencoder):
 
         Args:
             latents: as `encode` gives them.
-            size: height and width of the images; `config.image_size` by default where the latents are of that size, else
-                whole multiples of `config.stride`.
+            size: height and width of the images; `config.image_size` by default where the latents are of that size,
+                else whole multiples of `config.stride`.
         """
         channels = self.config.hidden_sizes[-1]
         if not torch.is_tensor(latents) or not latents.is_floating_point():
@@ -568,11 +586,15 @@ class ImageCodecModel(PreTrainedAutoencoder):
             size = (
                 self.config.input_shape[1:] if own else tuple(self.config.stride * side for side in latents.shape[2:])
             )
-        hidden_state = latents.to(self.synthesis[0].conv.weight.dtype)
-        hidden_state = hidden_state.contiguous(memory_format=torch.channels_last)
-        for level in self.synthesis:
+        return self._synthesize(self.synthesis, latents)[:, :, : size[0], : size[1]]
+
+    @staticmethod
+    def _synthesize(synthesis: nn.ModuleList, latents: torch.Tensor) -> torch.Tensor:
+        """Images `(B, C, stride x h, stride x w)` of latents `(B, M, h, w)`."""
+        hidden_state = latents.to(synthesis[0].conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        for level in synthesis:
             hidden_state = level(hidden_state)
-        return hidden_state[:, :, : size[0], : size[1]] + 0.5
+        return hidden_state + 0.5
 
     @can_return_tuple
     def forward(
@@ -597,7 +619,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
                 *latent_grid)`, and `(batch_size, hyper_size, *hyper_grid)`.
         """
         y, hidden_states = self._analyze(pixel_values)
-        quality = self._quality(quality, len(y), y.device)
+        quality = self._quality(quality, y.shape[0], y.device)
         latents, latent_bits, side_bits = self.coder(y, quality, (uniform_noise, hyper_noise), return_loss)
         latents = latents.to(y.dtype)
         reconstruction = self.decode(latents, tuple(pixel_values.shape[2:]))
@@ -652,11 +674,6 @@ class ImageCodecModel(PreTrainedAutoencoder):
                 "this model has no tables for its entropy coder yet: call model.update_tables() after training, and "
                 "save the model again"
             )
-        # Weights read from a file may begin anywhere in memory, and kernels for float32 round differently there: the
-        # pixels of the same file would differ by one now and then.
-        for parameter in self.parameters():
-            if parameter.data_ptr() % 64:
-                parameter.data = parameter.data.clone()
 
     def _check_image(self, image) -> torch.Tensor:
         """One image as pixel values `(1, C, height, width)`."""
@@ -710,13 +727,21 @@ class ImageCodecModel(PreTrainedAutoencoder):
         return files
 
     @torch.no_grad()
-    def decompress(self, data: Sequence[bytes], max_pixels: int = DEFAULT_MAX_PIXELS) -> list[torch.Tensor]:
-        """The images `(C, height, width)`, uint8, of what `compress` wrote, one by one: no other image of a list
-        changes a pixel.
+    def decompress(
+        self, data: Sequence[bytes], max_pixels: int = DEFAULT_MAX_PIXELS, exact: bool = True
+    ) -> list[torch.Tensor]:
+        """The images `(C, height, width)`, uint8, of what `compress` wrote, one by one.
+
+        What symbols a file holds never depends on where it is read, see `entropy_coding.py` and [`Hyperprior`]. Their
+        synthesis is computed in floating point: in float32 its last bits differ with the processor, the number of
+        threads, and where in memory the weights lie, and once in a hundred thousand pixels that decides how one is
+        rounded. In float64 such differences are about 1e-14 and a pixel that they could change does not occur in
+        practice: the images are the same everywhere.
 
         Args:
             data: the files.
             max_pixels: the largest `height x width` that is accepted.
+            exact: synthesise in float64; without, in the dtype of the model, about three times as fast.
 
         Raises:
             CompressedFileError: a file that this model did not write, or that has been altered since, or is larger than
@@ -724,6 +749,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
         """
         self._check_tables()
         fingerprint, images = self.fingerprint(), []
+        synthesis = copy.deepcopy(self.synthesis).double() if exact else self.synthesis
         with torch.autocast(self.device.type, enabled=False):
             for file in [data] if isinstance(data, bytes) else data:
                 container = Container.from_bytes(file, "image codec", fingerprint, max_pixels)
@@ -735,7 +761,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
                         f"the compressed file is damaged: {channels} channels at quality {steps / QUALITY_STEPS}"
                     )
                 latents = self.coder.read(container.payload, steps, self.config.latent_grid(height, width))
-                image = self.decode(latents, (height, width))[0].float()
+                image = self._synthesize(synthesis, latents)[0, :, :height, :width]
                 images.append((image.clamp(0, 1) * 255).round().to(torch.uint8))
         return images
 
