@@ -81,6 +81,7 @@ class ImageTrainingRun(TrainingRun):
                     for name in ("train", "validation")
                 )
         with as_training_error():
+            self._choose_rows(splits)
             if corpus.streaming:
                 self.batches = StreamingImageBatches(
                     splits["train"], self.processor, options.batch_size, **shuffled, **shard, **columns
@@ -93,6 +94,9 @@ class ImageTrainingRun(TrainingRun):
             self._validation_batches = ImageBatches(
                 self.validation, size, shuffle=False, seed=0, drop_last=False, **shard
             )
+
+    def _choose_rows(self, splits: dict[str, Any]) -> None:
+        """Leave rows out of `train` and `validation`, which were made of these datasets."""
 
     def _choose_config(self, dataset) -> None:
         """The model's configuration, with the corpus's image size and channels if none are given, and its processor."""

@@ -13,6 +13,7 @@ _HOME = {
     "StreamingImageBatches": "images",
     "find_factor_columns": "images",
     "image_arrays": "images",
+    "load_masks": "images",
     "to_pixel_values": "images",
     "load_docstrings": "docstrings",
     "load_espeak_corpus": "espeak",

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder
+from .anomaly import DetectingAutoencoder
 from .bottlenecks import FiniteScalarQuantizer, ResidualVectorQuantizer
 from .configuration_vqvae import VQVAEConfig
 from .layers import ImageDecoder, ImageEncoder, check_codes, check_latents, check_pixel_values
 from .outputs import QuantizedEncoderOutput, VQVAEOutput
 
 
-class VQVAEModel(PreTrainedAutoencoder):
+class VQVAEModel(DetectingAutoencoder):
     """Images to a grid of discrete codes and back.
 
     ```python
@@ -33,7 +33,7 @@ class VQVAEModel(PreTrainedAutoencoder):
     config_class = VQVAEConfig
     base_model_prefix = "vqvae"
     # The codebook and its statistics stay float32 in a model that is loaded as bfloat16: 1% of the codes would differ.
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    _keep_in_fp32_modules_strict = ["quantizer", "detector"]
 
     def __init__(self, config: VQVAEConfig):
         super().__init__(config)
