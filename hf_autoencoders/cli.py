@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, cli_anomaly
 
 PROGRAM = "hf-autoencoders"
 METRICS, RUN, LATENT_PAGE = "metrics.json", "run.json", "latent_report"  # beside the weights of a published model
@@ -1173,6 +1173,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     batch_size(cluster)
     output(cluster, "clusters.csv", "CSV file: image, cluster, and the probability of it as score")
+
+    cli_anomaly.add_verbs(verb, model, corpus, batch_size, seed)
 
     sample = verb("sample", _sample, "draw new images from a model with a prior")
     model(sample)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .data.images import load_masks
+from .data.images import find_class, load_masks
 from .evaluation.anomaly import evaluate_anomalies
 from .evaluation.pictures import anomaly_grid
 from .models.configuration_base import ANOMALY_SCORES
@@ -23,7 +23,8 @@ class AnomalyArguments:
     """What is normal, and how a detector is made of the finished model."""
 
     normal_class: str | None = option(
-        None, "Name or number of the class that is normal: only its rows are trained on. All training rows if not given."
+        None,
+        "Name or number of the class that is normal: only its rows are trained on. All training rows if not given.",
     )
     calibration_fraction: float = option(0.1, "Share of the normal training rows to calibrate on, drawn by the seed.")
     anomaly_score: Literal[ANOMALY_SCORES] = option("latent_neighbors", "Score of the detector.")
@@ -54,7 +55,7 @@ class AnomalyTrainingRun(ImageTrainingRun):
             raise TrainingError("a detector is calibrated on rows of the training split: leave out --streaming")
         if validation.labels is None:
             raise TrainingError("the validation rows have no labels: what is an anomaly is known by its class")
-        normal = None if extra.normal_class is None else class_number(extra.normal_class, validation.label_names)
+        normal = None if extra.normal_class is None else find_class(extra.normal_class, validation.label_names)
         rows = np.arange(len(train))
         if normal is not None:
             rows = np.flatnonzero(train.labels == normal)
@@ -69,8 +70,8 @@ class AnomalyTrainingRun(ImageTrainingRun):
         held_out = round(extra.calibration_fraction * len(rows))
         if not 0 < held_out < len(rows):
             raise TrainingError(
-                f"--calibration_fraction {extra.calibration_fraction} of {len(rows)} normal training rows is {held_out}: "
-                "some rows must be left on both sides"
+                f"--calibration_fraction {extra.calibration_fraction} of {len(rows)} normal training rows is "
+                f"{held_out}: some rows must be left on both sides"
             )
         if (held_out + 1) * extra.false_alarm_rate < 1:
             raise TrainingError(
@@ -122,20 +123,8 @@ class AnomalyTrainingRun(ImageTrainingRun):
         super()._write_examples(model, folder)
         if model.config.num_channels in (1, 3):
             anomalies = np.flatnonzero(self.is_anomalous)
-            rows = np.concatenate([np.flatnonzero(~self.is_anomalous)[:4], anomalies[:: max(1, len(anomalies) // 8)][:8]])
+            rows = np.concatenate(
+                [np.flatnonzero(~self.is_anomalous)[:4], anomalies[:: max(1, len(anomalies) // 8)][:8]]
+            )
             masks = None if self.masks is None else self.masks[rows]
             anomaly_grid(model, self.everything.images[rows], masks).save(folder / "anomalies.png")
-
-
-def class_number(name: str, label_names: list[str] | None) -> int:
-    """The label of a class given by its name or its number.
-
-    Raises:
-        TrainingError: there is no such class.
-    """
-    if label_names and name in label_names:
-        return label_names.index(name)
-    if name.isdigit() and (not label_names or int(name) < len(label_names)):
-        return int(name)
-    known = ", ".join(label_names or []) or "the numbers of the labels"
-    raise TrainingError(f"--normal_class: there is no class {name!r}; expected one of {known}")

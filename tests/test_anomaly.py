@@ -16,8 +16,10 @@ from hf_autoencoders.models.configuration_autoencoder import AutoencoderConfig
 from hf_autoencoders.models.configuration_base import ANOMALY_SCORES, DETECTOR_FIELDS
 from hf_autoencoders.models.modeling_autoencoder import AutoencoderModel
 
-every_image_variant = pytest.mark.parametrize("name", [tiny.FIRST[n.partition("-")[0]] for n in dict.fromkeys(
-    name.partition("-")[0] for name in tiny.IMAGE_NAMES)])
+every_image_variant = pytest.mark.parametrize(
+    "name",
+    [tiny.FIRST[n.partition("-")[0]] for n in dict.fromkeys(name.partition("-")[0] for name in tiny.IMAGE_NAMES)],
+)
 
 
 def detector(name="autoencoder-mlp", score="reconstruction", rows=30, **options):

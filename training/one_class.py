@@ -34,7 +34,9 @@ def average(results: dict[str, dict]) -> dict:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--classes", nargs="+", default=[str(n) for n in range(10)], help="Names or numbers. Default: 0-9.")
+    parser.add_argument(
+        "--classes", nargs="+", default=[str(n) for n in range(10)], help="Names or numbers. Default: 0-9."
+    )
     arguments, passed = parser.parse_known_args(argv)
     results = {}
     for name in arguments.classes:

@@ -20,7 +20,9 @@ NUM_NEIGHBORS, NEIGHBOR_ROWS = 5, 10_000
 PRO_LIMIT = 0.3  # of false alarms among normal pixels
 
 
-def anomaly_metrics(scores: np.ndarray, is_anomalous: np.ndarray, flagged: np.ndarray | None = None) -> dict[str, float]:
+def anomaly_metrics(
+    scores: np.ndarray, is_anomalous: np.ndarray, flagged: np.ndarray | None = None
+) -> dict[str, float]:
     """How well scores tell anomalies from normal inputs.
 
     Args:

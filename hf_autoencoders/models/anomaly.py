@@ -1,7 +1,7 @@
 """Anomaly scores of a trained auto-encoder, and a detector that is saved with it.
 
-A detector is a model, a score of inputs that is high for the unusual, and the scores of normal inputs that the model was
-not trained on. By these a score becomes a p-value, whatever the model and the score are (split conformal inference,
+A detector is a model, a score of inputs that is high for the unusual, and the scores of normal inputs that the model
+was not trained on. By these a score becomes a p-value, whatever the model and the score are (split conformal inference,
 Vovk et al. 2005; for outliers Bates et al. 2023, https://arxiv.org/abs/2104.08279): of n calibration scores and a new
 normal input all n + 1 ranks are equally likely, so p = (1 + number of calibration scores >= score) / (n + 1) is at most
 alpha in at most a share alpha of the normal inputs. That holds on average over draws of the calibration inputs; with
@@ -68,11 +68,11 @@ def code_kl(outputs: ModelOutput) -> torch.Tensor | None:
 class AnomalyDetector(nn.Module):
     """What a detector knows beside its model, as buffers: float32, fixed in size by the configuration.
 
-        calibration_scores (n,)   rising
-        latent_mean (P, D), latent_whitening (D, D)   of the D numbers of a latent at each of its P places (one, for a
-                                  vector): white numbers are `(latent - mean) @ whitening`
-        reference_latents (R, P D)   white latents of training inputs
-        feature_scales (levels,), noise_variance ()   mean squared errors of training inputs, of features and of inputs
+    calibration_scores (n,)   rising
+    latent_mean (P, D), latent_whitening (D, D)   of the D numbers of a latent at each of its P places (one, for a
+                              vector): white numbers are `(latent - mean) @ whitening`
+    reference_latents (R, P D)   white latents of training inputs
+    feature_scales (levels,), noise_variance ()   mean squared errors of training inputs, of features and of inputs
     """
 
     def __init__(self, config: ImageAutoencoderConfig):
@@ -155,7 +155,9 @@ class DetectingAutoencoder(PreTrainedAutoencoder):
         """
         config = self.config
         if score not in self.available_scores():
-            raise ValueError(f"{type(self).__name__} has no score {score!r}: it has {', '.join(self.available_scores())}")
+            raise ValueError(
+                f"{type(self).__name__} has no score {score!r}: it has {', '.join(self.available_scores())}"
+            )
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate must be above 0 and below 1, got {false_alarm_rate}")
         if (len(calibration) + 1) * false_alarm_rate < 1 - 1e-9:
@@ -164,7 +166,9 @@ class DetectingAutoencoder(PreTrainedAutoencoder):
                 f"{math.ceil(1 / false_alarm_rate - 1e-9) - 1} are needed, or a higher rate"
             )
         if train is calibration:
-            raise ValueError("train and calibration are the same rows: calibrate on rows that were held out of training")
+            raise ValueError(
+                "train and calibration are the same rows: calibrate on rows that were held out of training"
+            )
         if len(train) < 2:
             raise ValueError(f"expected at least 2 rows of normal training data, got {len(train)}")
         if score == "latent_neighbors" and min(len(train), num_reference_rows) < NUM_NEIGHBORS:

@@ -51,13 +51,14 @@ def check_rows(rows: torch.Tensor, num_features: int) -> None:
     if not torch.is_tensor(rows) or not rows.is_floating_point():
         got = rows.dtype if torch.is_tensor(rows) else type(rows).__name__
         raise TypeError(
-            f"this model reads rows of tables: pixel_values must be a floating-point tensor of standardised numbers, "
+            "this model reads rows of tables: pixel_values must be a floating-point tensor of standardised numbers, "
             f"got {got}. Use the model's table processor: processor(rows, return_tensors='pt')."
         )
     if rows.ndim != 2 or rows.shape[1] != num_features:
         raise ValueError(
             f"this model reads rows of tables: pixel_values must have shape (batch_size, {num_features}), which is "
-            f"(batch_size, num_features) of the configuration, got {tuple(rows.shape)}. Use the model's table processor."
+            f"(batch_size, num_features) of the configuration, got {tuple(rows.shape)}. "
+            "Use the model's table processor."
         )
 
 

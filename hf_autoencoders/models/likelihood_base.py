@@ -29,7 +29,11 @@ class LikelihoodAutoencoder(DetectingAutoencoder):
         super().__init__(config)
         self.encoder = VectorEncoder(config, num_outputs, normalize)
         self.decoder = VectorDecoder(config, config.latent_shape[0], config.spatial_broadcast)
-        self.output_scale = None if config.likelihood == "bernoulli" else LearnedScale(config.num_features or config.num_channels, bool(config.num_features))
+        self.output_scale = (
+            None
+            if config.likelihood == "bernoulli"
+            else LearnedScale(config.num_features or config.num_channels, bool(config.num_features))
+        )
         self.training_steps = TrainingStepCounter()
         # reading a configuration and asking a model for its dtype cost as much as a layer of a small network
         self.likelihood, self.input_shape, self.latent_shape = (
