@@ -78,6 +78,12 @@ class ImageCorpusArguments(CorpusArguments):
         "none; guessed when not given. Not read with --streaming.",
     )
     validation_fraction: float = option(0.1, "Share of the training rows to hold out if there is no validation split.")
+    table: bool = option(
+        False,
+        "The corpus is a table of numbers: `breast_cancer` or `wine` (embedded), a CSV or parquet file, or a dataset "
+        "on the Hub. Needs --architecture mlp, and --likelihood gaussian where there is a likelihood.",
+    )
+    table_columns: list[str] | None = option(None, "Columns of the table; all of numbers when not given.")
     on_bad_image: Literal["raise", "skip"] = option(
         "raise", "What to do with unreadable images: stop, or skip and count."
     )

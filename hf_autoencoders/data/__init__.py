@@ -14,6 +14,8 @@ _HOME = {
     "find_factor_columns": "images",
     "image_arrays": "images",
     "load_masks": "images",
+    "load_tables": "tables",
+    "TableRows": "tables",
     "to_pixel_values": "images",
     "load_docstrings": "docstrings",
     "load_espeak_corpus": "espeak",

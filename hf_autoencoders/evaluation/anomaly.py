@@ -1,7 +1,7 @@
 """Does a detector find what is not normal? Ranking, decisions at the stored threshold, and maps.
 
-Beside it, on the same rows, what needs no auto-encoder: reconstruction from principal components, distance to the nearest
-training inputs, an isolation forest. All of them see normal training inputs only.
+Beside it, on the same rows, what needs no auto-encoder: reconstruction from principal components, distance to the
+nearest training inputs, an isolation forest. All of them see normal training inputs only.
 """
 
 import datetime
