@@ -67,6 +67,7 @@ def add_verbs(verb, model, corpus, batch_size, seed) -> None:
 
 
 def fit_detector(arguments: argparse.Namespace) -> None:
+    """Calibrate a model on normal images of a corpus and save it with its detector."""
     from . import cli
     from .publishing import save_for_hub
 
@@ -95,6 +96,7 @@ def fit_detector(arguments: argparse.Namespace) -> None:
 
 
 def detect(arguments: argparse.Namespace) -> None:
+    """Print score, p-value and decision for image files; write them and heat maps if asked to."""
     import csv
 
     import numpy as np
@@ -135,6 +137,7 @@ def detect(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure a detector on a split with anomalies, and write the numbers."""
     from . import cli
     from .evaluation.anomaly import evaluate_anomalies
     from .evaluation.evaluate import write_metrics
