@@ -267,6 +267,14 @@ def test_wrong_requests_are_refused_and_leave_the_model_as_it_was():
         model.detect(images)
 
 
+def test_a_detector_is_of_one_model_though_a_configuration_may_be_of_several():
+    config = tiny.config("autoencoder-mlp")
+    one, other = AutoencoderModel(config).eval(), AutoencoderModel(config)
+    one.fit_detector(tiny.images(config, 30, 1), tiny.images(config, 25, 2))
+    assert config.anomaly_score == other.config.anomaly_score == "none" != one.config.anomaly_score
+    assert AutoencoderModel(config).detector is None
+
+
 def test_without_a_detector_nothing_is_detected():
     model = tiny.model("autoencoder-mlp")
     images = tiny.images(model.config)

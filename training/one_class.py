@@ -2,6 +2,8 @@
 
     python training/one_class.py --recipe training/recipes/anomaly_digits.yaml --output_dir runs/one-class-digits
 
+    python training/one_class.py --recipe training/recipes/anomaly_mnist.yaml --dataset path/to/mnist --output_dir runs/x
+
 All other flags go to `train_anomaly_detector.py`, which runs once for each class, into `OUTPUT_DIR/CLASS`. A class that
 is done is not run again. The averages are written to `OUTPUT_DIR/metrics.json`.
 """

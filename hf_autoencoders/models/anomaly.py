@@ -8,6 +8,7 @@ alpha in at most a share alpha of the normal inputs. That holds on average over 
 given ones the share varies by about sqrt(alpha (1 - alpha) / n).
 """
 
+import copy
 import math
 
 import torch
@@ -181,10 +182,11 @@ class DetectingAutoencoder(PreTrainedAutoencoder):
             "map_smoothing": float(map_smoothing),
             "map_pooling": map_pooling,
         }
-        before = {name: getattr(config, name) for name in fields}, self.detector
+        before = config, self.detector
         was_training = self.training
         self.eval()
         try:
+            self.config = config = copy.deepcopy(config)  # other models may have been made of the same one
             for name, value in fields.items():
                 setattr(config, name, value)
             config.validate()
@@ -195,9 +197,7 @@ class DetectingAutoencoder(PreTrainedAutoencoder):
             self.detector.calibration_scores.copy_(scores.sort().values)
             self.detector.is_fitted.fill_(1)
         except BaseException:
-            for name, value in before[0].items():
-                setattr(config, name, value)
-            self.detector = before[1]
+            self.config, self.detector = before
             raise
         finally:
             self.train(was_training)
