@@ -146,6 +146,10 @@ def circumstances(result: dict) -> list[str]:
 def what(result: dict) -> tuple[str, str]:
     """What was measured on what: the second and third cell of a row."""
     corpus = result["corpus"]
+    if "auroc" in result["metrics"]:
+        classes = result["settings"].get("classes")
+        name = f"{result['name']} as anomaly detector" + (f", mean of {classes} classes" if classes else "")
+        return name, f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
     return result["name"], f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
 
 

@@ -2,7 +2,7 @@
 
     python training/one_class.py --recipe training/recipes/anomaly_digits.yaml --output_dir runs/one-class-digits
 
-    python training/one_class.py --recipe training/recipes/anomaly_mnist.yaml --dataset path/to/mnist --output_dir runs/x
+    python training/one_class.py --recipe training/recipes/anomaly_mnist.yaml --dataset mnist --output_dir runs/x
 
 All other flags go to `train_anomaly_detector.py`, which runs once for each class, into `OUTPUT_DIR/CLASS`. A class that
 is done is not run again. The averages are written to `OUTPUT_DIR/metrics.json`.
@@ -10,6 +10,7 @@ is done is not run again. The averages are written to `OUTPUT_DIR/metrics.json`.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--classes", nargs="+", default=[str(n) for n in range(10)], help="Names or numbers. Default: 0-9."
     )
+    argv = sys.argv[1:] if argv is None else argv
     arguments, passed = parser.parse_known_args(argv)
     results = {}
     for name in arguments.classes:
