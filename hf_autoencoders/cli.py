@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from . import __version__
+from . import __version__, cli_anomaly
 
 PROGRAM = "hf-autoencoders"
 METRICS, RUN, LATENT_PAGE = "metrics.json", "run.json", "latent_report"  # beside the weights of a published model
@@ -1198,6 +1198,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     batch_size(cluster)
     output(cluster, "clusters.csv", "CSV file: image, cluster, and the probability of it as score")
+
+    cli_anomaly.add_verbs(verb, model, corpus, batch_size, seed)
 
     def prior(sub: argparse.ArgumentParser) -> None:
         options = sub.add_argument_group("prior")

@@ -14,6 +14,9 @@ cluster(["digit.png", "other.png"])        # [{"cluster": 3, "score": 0.98}, ...
 generate = pipeline("image-generation", model="path/or/hub-id", prior="path/or/hub-id/of/its/prior")
 generate(16, seed=0)                       # 16 PIL images; a model with a prior of its own needs no other
 generate(3, classes=[7, 7, 2])             # of a prior of codes that knows classes
+detect = pipeline("anomaly-detection", model="path/or/hub-id")   # with a detector: see `fit_detector`
+detect("part.png")     # {"score": 0.4, "p_value": 0.003, "is_anomaly": True, "heat_map": PIL image}
+detect({"alcohol": 12.3, "ash": 2.1, ...})             # a row of a table: no heat map
 
 summarize = pipeline("text-summarization", model="path/or/hub-id")
 summarize("A long sentence ...", num_words=8)              # [{"summary_text": "...", "num_words": 8}]
@@ -35,11 +38,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoModelForSeq2SeqLM, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
+from .evaluation.pictures import heat_overlay
 from .publishing import vocabulary_problem
 
 logger = logging.get_logger(__name__)
@@ -47,6 +52,7 @@ logger = logging.get_logger(__name__)
 IMAGE_RECONSTRUCTION = "image-reconstruction"
 IMAGE_CLUSTERING = "image-clustering"
 IMAGE_GENERATION = "image-generation"
+ANOMALY_DETECTION = "anomaly-detection"
 TEXT_SUMMARIZATION = "text-summarization"  # "summarization" alone is a task that transformers 5 removed, and refuses
 VOICE_CONVERSION = "voice-conversion"
 TOKENS_PER_WORD = 8  # at most, on average over the words of a summary
@@ -216,6 +222,67 @@ class ImageGenerationPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list:
         return self.image_processor.post_process(model_outputs["images"])
+
+
+class AnomalyDetectionPipeline(Pipeline):
+    """Images, or rows of tables, to whether they are unlike what a model was trained on, by its detector.
+
+    Called with one image (path, URL, base64 text or PIL image) or, of a model of tables, one row (a dictionary of its
+    columns, or its numbers in their order), with a list of them or a dataset column. `batch_size` batches them. The
+    answer for each is `score` (float), `p_value` (float), `is_anomaly` (bool) and, of an image, `heat_map`.
+
+    Args, at construction or in the call:
+        output_type (`str`, *optional*, defaults to `"pil"`): the heat map as a PIL image over the input, scaled to the
+            highest value of this image; `"array"`: as it is, float32 (H, W).
+        timeout (`float`, *optional*): seconds to wait for an image from the web.
+
+    Raises:
+        ValueError: a model without a detector, or without its processor.
+    """
+
+    _load_processor = False
+    _load_image_processor = None  # which of the two there is, the configuration says
+    _load_feature_extractor = None
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model, "detect"):
+            raise ValueError(f"{type(self.model).__name__} has no detect: expected an auto-encoder of hf_autoencoders")
+        if self.model.detector is None:
+            raise ValueError("this model has no detector: fit one with model.fit_detector, and save the model")
+        self.of_table = bool(self.model.config.num_features)
+        self.make_inputs = self.feature_extractor if self.of_table else self.image_processor
+        if self.make_inputs is None:
+            kind = "table processor, as feature_extractor=..." if self.of_table else "image processor"
+            raise ValueError(f"the model came without its {kind}: save it beside the model, or pass it")
+
+    def _sanitize_parameters(self, output_type: str | None = None, timeout: float | None = None, **unknown):
+        if unknown:
+            raise TypeError(f"unknown argument(s) {', '.join(unknown)}: this pipeline takes output_type and timeout")
+        if output_type not in (None, "pil", "array"):
+            raise ValueError(f'output_type must be "pil" or "array", got {output_type!r}')
+        preprocess = {} if timeout is None else {"timeout": timeout}
+        return preprocess, {}, {} if output_type is None else {"output_type": output_type}
+
+    def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
+        inputs = inputs if self.of_table else load_image(inputs, timeout=timeout)
+        return self.make_inputs(inputs, return_tensors="pt")
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        found = self.model.detect(model_inputs["pixel_values"])
+        return {"pixel_values": model_inputs["pixel_values"], **found}
+
+    def postprocess(self, model_outputs: dict[str, Any], output_type: str = "pil") -> dict[str, Any]:
+        names = {"score": "scores", "p_value": "p_values", "is_anomaly": "is_anomaly"}
+        result = {name: model_outputs[key][0].item() for name, key in names.items()}
+        if "maps" not in model_outputs:
+            return result
+        heat_map = model_outputs["maps"][0].float().cpu().numpy()
+        if output_type == "pil":
+            image = (model_outputs["pixel_values"][0].float().cpu().clamp(0, 1) * 255).round().numpy()
+            heat_map = Image.fromarray(heat_overlay(image, heat_map, 0.0, float(heat_map.max())))
+        return result | {"heat_map": heat_map}
 
 
 class TextSummarizationPipeline(Pipeline):
@@ -481,6 +548,7 @@ def register() -> None:
         (IMAGE_RECONSTRUCTION, ImageReconstructionPipeline, AutoModel, "image"),
         (IMAGE_CLUSTERING, ImageClusteringPipeline, AutoModel, "image"),
         (IMAGE_GENERATION, ImageGenerationPipeline, AutoModel, "image"),
+        (ANOMALY_DETECTION, AnomalyDetectionPipeline, AutoModel, "image"),
         (TEXT_SUMMARIZATION, TextSummarizationPipeline, AutoModelForSeq2SeqLM, "text"),
         (VOICE_CONVERSION, VoiceConversionPipeline, AutoModel, "audio"),
     ):

@@ -45,10 +45,25 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURES = {
     "reconstructions.png": "Validation images (above) and their reconstructions (below).",
     "samples.png": "Samples from the prior.",
+    "anomalies.png": "Validation images, their reconstructions, heat maps of the detector and, if known, the truth.",
     "conversions.png": "Log-mels of validation clips: source, reconstruction, target voice, conversion.",
 }
+DETECTOR_SECTION = """
+## Detect anomalies
+
+The model holds a calibrated detector: the score is `{{ config.anomaly_score }}`. An input is called an anomaly if
+at most
+{{ "%g" | format(100 * config.false_alarm_rate) }}% of normal inputs score as high, by
+{{ config.num_calibration_scores }} normal inputs that it was not trained on. What is
+normal is what those were: on inputs from elsewhere the share of false alarms is another one.
+
+```python
+found = model.detect(**inputs)  # .scores, .p_values, .is_anomaly{{ "" if config.num_features else ", .maps" }}
+```
+"""
 SOUNDS, SOUND_KINDS = "example-*.wav", ("source", "target", "converted")
 LICENSE = "apache-2.0"
+TABLE_PROCESSOR = "feature_extraction_table.TableProcessor"  # of models whose inputs are rows of a table
 PRIVATE_ARGUMENTS = ("output_dir", "cache_dir", "hub_model_id")  # of a run: they say nothing about the model
 CARD_MARK = (
     "<!-- Written by hf_autoencoders from config.json and metrics.json. Delete this line to keep your own edits. -->"
@@ -127,6 +142,8 @@ def save_for_hub(
         kept = [*PICTURES, CARD, LATENT_REPORT, *_sounds(output_dir)]
         if processor is None:
             kept += TOKENIZER_FILES
+            if getattr(model.config, "num_features", 0):
+                kept += [PROCESSOR, f"{TABLE_PROCESSOR.partition('.')[0]}.py"]
             if variant.modality == "audio":
                 kept += [PROCESSOR, f"{variant.processor.partition('.')[0]}.py"]
         kept = [output_dir / name for name in kept if (output_dir / name).is_file()]
@@ -134,8 +151,10 @@ def save_for_hub(
             shutil.copyfile(file, folder / file.name)
         if processor is not None:
             processor.save_pretrained(folder)
-        save_processor(model.config, folder)
+        saved = save_processor(model.config, folder)
         model.config.auto_map = dict(variant.auto_map)
+        if getattr(model.config, "num_features", 0):
+            model.config.auto_map = {k: v for k, v in variant.auto_map.items() if k != "AutoImageProcessor"} | saved
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         write_card(folder, model_id=model_id)
         check_folder(folder)
@@ -158,6 +177,9 @@ def save_processor(config, folder: str | os.PathLike) -> dict[str, str]:
     variant = variant_of(config)
     if not variant.processor:
         return {}
+    if getattr(config, "num_features", 0):  # of a table: its columns and their statistics are in no configuration
+        module = TABLE_PROCESSOR.partition(".")[0]
+        return {"AutoFeatureExtractor": TABLE_PROCESSOR} if (Path(folder) / f"{module}.py").is_file() else {}
     if variant.modality == "image" and not (Path(folder) / PROCESSOR).is_file():
         variant.processor_class().for_model(config).save_pretrained(folder)
     module = variant.processor.partition(".")[0]
@@ -197,7 +219,10 @@ def check_folder(folder: str | os.PathLike, *, processor: bool = True) -> None:
     variant = VARIANTS.get((config or {}).get("model_type"))
     if variant is not None:
         wanted[CONFIG] += list(variant.heads)
-        if variant.processor and (processor or variant.modality == "image" or (folder / PROCESSOR).is_file()):
+        of_table = bool(config.get("num_features"))
+        if of_table and (processor or (folder / PROCESSOR).is_file()):
+            wanted[PROCESSOR] = ["AutoFeatureExtractor"]
+        elif variant.processor and (processor or variant.modality == "image" or (folder / PROCESSOR).is_file()):
             wanted[PROCESSOR] = [variant.processor_auto_class]
         if variant.modality == "text":
             problems += _tokenizer_problems(folder, variant.config_class().from_dict(config), processor)
@@ -453,6 +478,19 @@ METRIC_NAMES = {
     "bd_rate_jpeg_optimized": "Bits against JPEG with optimised tables (BD-rate), %",
     "bd_rate_jpeg_444": "Bits against such JPEG with chroma in full (BD-rate), %",
     "bd_rate_webp": "Bits against WebP at equal PSNR (BD-rate), %",
+    "auroc": "Area under the ROC curve (AUROC)",
+    "aupr": "Average precision (AUPR)",
+    "f1": "F1 at the stored threshold",
+    "false_alarm_rate": "Normal inputs called anomalies",
+    "pixel_auroc": "AUROC of pixels",
+    "pixel_aupr": "AUPR of pixels",
+    "aupro": "Overlap with regions up to 30% false alarms (AUPRO)",
+    "pca_95_auroc": "PCA with 95% of the variance: AUROC",
+    "pca_16_auroc": "PCA with 16 components: AUROC",
+    "pca_32_auroc": "PCA with 32 components: AUROC",
+    "pca_64_auroc": "PCA with 64 components: AUROC",
+    "knn_auroc": "5 nearest neighbours: AUROC",
+    "isolation_forest_auroc": "Isolation forest: AUROC",
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
@@ -533,9 +571,10 @@ def read_metrics(metrics: Mapping | str | os.PathLike, variant: Variant | None =
     return dict(metrics)
 
 
-def card_template(variant: Variant) -> str:
-    """The text of `model_cards/<variant>.md`: of the installed package, or of the repository it is run from."""
-    name = f"{variant.name}.md"
+def card_template(variant: Variant, of_table: bool = False) -> str:
+    """The text of `model_cards/<variant>.md`, of models of tables `model_cards/table.md`: of the installed package, or
+    of the repository it is run from."""
+    name = "table.md" if of_table else f"{variant.name}.md"
     for folder in (PACKAGE_FOLDER / "model_cards", PACKAGE_FOLDER.parent / "model_cards"):
         if (folder / name).is_file():
             return (folder / name).read_text("utf-8")
@@ -594,14 +633,16 @@ def render_card(folder: str | os.PathLike, model_id: str, tags: Sequence[str] = 
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    body = environment.from_string(card_template(variant)).render(
+    of_table = bool(getattr(config, "num_features", 0))
+    detector = getattr(config, "anomaly_score", "none") != "none"
+    body = environment.from_string(card_template(variant, of_table) + (DETECTOR_SECTION if detector else "")).render(
         title=variant.title,
         model_id=model_id,
         name=name,
         auto_class=auto_class,
         config=config,
         num_parameters=sum(map(math.prod, shapes)),
-        evaluation=_evaluation_section(metrics, UNITS[variant.modality]),
+        evaluation=_evaluation_section(metrics, "rows" if of_table else UNITS[variant.modality]),
         examples=_examples_section(metrics),
         training=_training_section(run),
         corpus=_corpus(metrics, run).get("name", ""),

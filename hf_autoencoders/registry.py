@@ -283,6 +283,14 @@ def _auto_classes(variant: Variant) -> Iterator[tuple[str, Callable[[], None]]]:
     yield f"{auto}.video_processing_auto", register_no_video_processor
 
 
+def _register_table_processor() -> None:
+    """`AutoFeatureExtractor` finds the processor of tables by the name that its file has; no configuration leads to it,
+    since a model of images has the same."""
+    base = _resolve("configuration_base.ImageAutoencoderConfig")
+    auto = sys.modules["transformers.models.auto.feature_extraction_auto"].AutoFeatureExtractor
+    auto.register(base, _resolve("feature_extraction_table.TableProcessor"), exist_ok=True)
+
+
 class _AutoRegistration(importlib.abc.MetaPathFinder):
     """Registers the variants with each Auto class, and the pipelines, once transformers' module for these is imported.
 
@@ -293,6 +301,7 @@ class _AutoRegistration(importlib.abc.MetaPathFinder):
 
     def __init__(self):
         self.pending = [row for variant in VARIANTS.values() for row in _auto_classes(variant)]
+        self.pending.append(("transformers.models.auto.feature_extraction_auto", _register_table_processor))
         register_pipelines = partial(importlib.import_module, "hf_autoencoders.pipelines")
         self.pending.append(("transformers.pipelines", register_pipelines))
         self.running: set[str] = set()  # modules whose code has started and not yet ended

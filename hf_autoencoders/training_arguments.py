@@ -29,6 +29,7 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from .models.configuration_base import DETECTOR_FIELDS
 from .models.configuration_prior import PriorConfig
 from .registry import VARIANTS
 
@@ -78,6 +79,12 @@ class ImageCorpusArguments(CorpusArguments):
         "none; guessed when not given. Not read with --streaming.",
     )
     validation_fraction: float = option(0.1, "Share of the training rows to hold out if there is no validation split.")
+    table: bool = option(
+        False,
+        "The corpus is a table of numbers: `breast_cancer` or `wine` (embedded), a CSV or parquet file, or a dataset "
+        "on the Hub. Needs --architecture mlp, and --likelihood gaussian where there is a likelihood.",
+    )
+    table_columns: list[str] | None = option(None, "Columns of the table; all of numbers when not given.")
     on_bad_image: Literal["raise", "skip"] = option(
         "raise", "What to do with unreadable images: stop, or skip and count."
     )
@@ -317,6 +324,7 @@ ARGUMENTS_OF_MODALITY = {
 FROM_CORPUS = {
     "image_size": "that of the corpus",
     "num_channels": "that of the corpus",
+    "num_features": "0 for images, that of the corpus for tables",
     "sampling_rate": "that of the corpus",
     "hop_length": "12.5 milliseconds",
 }
@@ -405,7 +413,7 @@ def parse_arguments(
         config_class(**model_fields, **counted)
     except (StrictDataclassError, ValueError) as error:
         parser.error(f"the model cannot be built: {' '.join(str(error).split())}")
-    command = _command_line(Path(sys.argv[0]), argv)
+    command = command_line(Path(sys.argv[0]), argv)
     rest = rest[0] if extra else None
     better = {"higher_is_better": frozenset(higher_is_better), "lower_is_better": frozenset(lower_is_better)}
     return Arguments(variant, corpus, run, model_fields, rest, explicit, command, **better)
@@ -444,7 +452,7 @@ def variants_of(family: str) -> tuple[str, ...]:
     return tuple(variant.name for variant in VARIANTS.values() if variant.family == family)
 
 
-def _command_line(script: Path, argv: Sequence[str]) -> str:
+def command_line(script: Path, argv: Sequence[str]) -> str:
     """How to repeat this run, fit for publishing: with the launcher, and without what is private or for once."""
     processes = os.environ.get("WORLD_SIZE", "1")
     if "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch` sets it always
@@ -491,6 +499,7 @@ def model_arguments(config_class: type[PreTrainedConfig]) -> type:
     left_out = {f.name for f in dataclasses.fields(PreTrainedConfig)} | set(config_class.sub_configs)
     left_out |= {"tie_word_embeddings", "pad_token_id", "eos_token_id", "decoder_start_token_id", "num_speakers"}
     left_out |= OF_AUTOENCODER if issubclass(config_class, PriorConfig) else set()
+    left_out |= DETECTOR_FIELDS  # of a model that is trained already
     fields = []
     for config_field in dataclasses.fields(config_class):
         name, default = config_field.name, config_field.default

@@ -23,10 +23,12 @@ from .data.images import (
     image_arrays,
     to_pixel_values,
 )
+from .data.tables import load_tables
 from .evaluation.evaluate import evaluate_model
 from .evaluation.factors import corpus_factors
 from .evaluation.latent_report import report_beside
 from .evaluation.pictures import image_grid, reconstruction_grid
+from .evaluation.tables import evaluate_table
 from .models.image_processing_autoencoder import AutoencoderImageProcessor
 from .publishing import shows_latent_report
 from .training_arguments import without_folder
@@ -55,6 +57,9 @@ class ImageTrainingRun(TrainingRun):
         }
         shard = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
         shuffled = {"shuffle": True, "seed": options.seed, "drop_last": True}
+        if corpus.table:
+            self._load_table()
+            return
         with accelerator.main_process_first(), as_training_error():  # the others find the decoded images on disk
             splits = load_corpus(
                 corpus.dataset,
@@ -83,18 +88,52 @@ class ImageTrainingRun(TrainingRun):
                     for name in ("train", "validation")
                 )
         with as_training_error():
+            self._choose_rows(splits)
             if corpus.streaming:
                 self.batches = StreamingImageBatches(
                     splits["train"], reader, options.batch_size, **shuffled, **shard, **columns
                 )
             else:
                 self.batches = ImageBatches(self.train, options.batch_size, **shuffled, **shard)
-            size = options.eval_batch_size
-            while 0 < len(self.validation) % size < shard["num_processes"] < size:
-                size -= 1  # a last batch with fewer images than processes leaves one with nothing to do
-            self._validation_batches = ImageBatches(
-                self.validation, size, shuffle=False, seed=0, drop_last=False, **shard
+            self._batch_validation()
+
+    def _batch_validation(self) -> None:
+        size, num_processes = self.options.eval_batch_size, self.accelerator.num_processes
+        while 0 < len(self.validation) % size < num_processes < size:
+            size -= 1  # a last batch with fewer images than processes leaves one with nothing to do
+        shard = {"process_index": self.accelerator.process_index, "num_processes": num_processes}
+        self._validation_batches = ImageBatches(self.validation, size, shuffle=False, seed=0, drop_last=False, **shard)
+
+    def _load_table(self) -> None:
+        """Set what `_load_corpus` sets, of rows of a table; `train` and `validation` are `TableRows`."""
+        corpus, options, accelerator = self.arguments.corpus, self.options, self.accelerator
+        if corpus.streaming:
+            raise TrainingError("--table reads the whole table: leave out --streaming")
+        with as_training_error():
+            tables, self.processor = load_tables(
+                corpus.dataset,
+                corpus.dataset_config_name,
+                revision=corpus.dataset_revision,
+                columns=corpus.table_columns,
+                label_column=corpus.label_column,
+                validation_fraction=corpus.validation_fraction,
             )
+            self.train, self.validation = tables["train"], tables["validation"]
+            self.config = self._make_config(self.arguments.model, {"num_features": len(self.processor.columns)})
+            self._choose_rows({})
+            self.batches = ImageBatches(
+                self.train,
+                options.batch_size,
+                shuffle=True,
+                seed=options.seed,
+                drop_last=True,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            )
+            self._batch_validation()
+
+    def _choose_rows(self, splits: dict[str, Any]) -> None:
+        """Leave rows out of `train` and `validation`, which were made of these datasets."""
 
     def _choose_config(self, dataset) -> None:
         """The model's configuration, with the corpus's image size and channels if none are given, and its processor."""
@@ -116,7 +155,8 @@ class ImageTrainingRun(TrainingRun):
     def _make_batch(self, rows: dict[str, Any], global_size: int, seed: tuple[int, ...]) -> ImageBatch:
         index, world = self.accelerator.process_index, self.accelerator.num_processes
         where = slice(global_size * index // world, global_size * (index + 1) // world)
-        pixel_values = to_pixel_values(rows["images"], self.device)
+        images = rows["images"]
+        pixel_values = images.to(self.device) if self.config.num_features else to_pixel_values(images, self.device)
         return ImageBatch(pixel_values=pixel_values, rows=where, global_size=global_size, seed=seed)
 
     def validation_batches(self) -> Iterator[ImageBatch]:
@@ -144,6 +184,15 @@ class ImageTrainingRun(TrainingRun):
         return described | ({"revision": corpus.dataset_revision} if corpus.dataset_revision else {})
 
     def _measure(self, model: torch.nn.Module) -> dict[str, Any]:
+        if self.config.num_features:
+            return evaluate_table(
+                model,
+                self.train,
+                self.validation,
+                corpus=self._described_corpus(),
+                seed=self.options.seed,
+                command=self.arguments.command,
+            )
         return evaluate_model(
             model,
             self.train,
@@ -172,7 +221,9 @@ class ImageTrainingRun(TrainingRun):
     def _can_report(self) -> bool:
         """Whether to write what each latent means: where the variant's card has a place for it, which those have whose
         latents are made to mean something, and the corpus knows something of its images that can be drawn."""
-        if not shows_latent_report(self.arguments.variant) or self.config.num_channels not in (1, 3):
+        if self.config.num_features or not shows_latent_report(self.arguments.variant):
+            return False
+        if self.config.num_channels not in (1, 3):
             return False
         try:
             rows, _, _ = corpus_factors(self.validation)
@@ -186,7 +237,7 @@ class ImageTrainingRun(TrainingRun):
         Empty for images that are neither grey nor RGB.
         """
         count = min(self.options.num_pictures, len(self.validation))
-        if not count or self.config.num_channels not in (1, 3):
+        if not count or self.config.num_features or self.config.num_channels not in (1, 3):
             return {}
         images = torch.from_numpy(np.array(self.validation.images[:count]))
         pixel_values = to_pixel_values(images, self.device)

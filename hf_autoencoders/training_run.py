@@ -218,6 +218,9 @@ class TrainingRun:
     def _show(self, model: torch.nn.Module) -> None:
         """Write down what the model does with a few examples, at an evaluation; on all processes."""
 
+    def _complete(self, model: torch.nn.Module) -> None:
+        """Give the finished model what is computed, not trained, before it is measured and saved."""
+
     def _measure(self, model: torch.nn.Module) -> dict[str, Any]:
         """The `metrics.json` of the finished model."""
         raise NotImplementedError
@@ -750,6 +753,7 @@ class TrainingRun:
             model = model_class(self.config)
             model.load_state_dict(state)
         model.to(self.device).eval()
+        self._complete(model)
         metrics = self._measure(model) if self.options.final_evaluation else None
         if metrics:
             metrics["settings"]["num_processes_of_training"] = self.accelerator.num_processes

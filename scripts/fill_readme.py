@@ -50,6 +50,12 @@ MEASURED = {
     "linear_probe_accuracy": "linear probe {:.2%}",
     "bd_rate_jpeg": "{:+.1f}% of bits against JPEG (BD-rate)",
     "bd_rate_webp": "{:+.1f}% against WebP",
+    "auroc": "AUROC {:.3f}",
+    "aupr": "AUPR {:.3f}",
+    "f1": "F1 {:.3f}",
+    "false_alarm_rate": "{:.1%} false alarms",
+    "pixel_auroc": "pixels: AUROC {:.3f}",
+    "aupro": "AUPRO {:.3f}",
 }
 COMPARED = {
     "pca_same_size_mse": "PCA of the same size: MSE {:.5f}",
@@ -71,6 +77,12 @@ COMPARED = {
     "kmeans_cluster_ari": "ARI {:.3f}",
     "pca_same_size_linear_probe_accuracy": "probe on PCA {:.2%}",
     "raw_pixels_linear_probe_accuracy": "probe on pixels {:.2%}",
+    "pca_95_auroc": "AUROC of PCA with 95% of the variance {:.3f}",
+    "pca_16_auroc": "with 16 components {:.3f}",
+    "pca_32_auroc": "with 32 {:.3f}",
+    "pca_64_auroc": "with 64 {:.3f}",
+    "knn_auroc": "of nearest neighbours {:.3f}",
+    "isolation_forest_auroc": "of an isolation forest {:.3f}",
 }
 # Of several runs, each of them is listed for these measures, and the mean alone for the others.
 LISTED = {"mig", "factor_vae_score", "cluster_accuracy"}
@@ -140,6 +152,10 @@ def circumstances(result: dict) -> list[str]:
 def what(result: dict) -> tuple[str, str]:
     """What was measured on what: the second and third cell of a row."""
     corpus = result["corpus"]
+    if "auroc" in result["metrics"]:
+        classes = result["settings"].get("classes")
+        name = f"{result['name']} as anomaly detector" + (f", mean of {classes} classes" if classes else "")
+        return name, f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
     return result["name"], f"{Path(corpus['name']).name}, {corpus['split']} split ({corpus['rows']:,} images)"
 
 

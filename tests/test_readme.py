@@ -87,6 +87,7 @@ def test_python_blocks_run(summarizer_run, monkeypatch):
     assert session["clusters"].shape == (2,) and session["prototypes"].shape == (10, 1, 28, 28)
     assert session["binary"].codes.shape == (2, 32) and session["difference"].shape == (2, 1, 28, 28)
     assert session["traversal"].shape == (7, 1, 28, 28)
+    assert session["found"].maps.shape == (1, 8, 8) and session["answer"]["heat_map"].size == (8, 8)
     assert session["content"].shape[0] == session["voice"].shape[0] == 1
     assert session["converted"].shape == session["source"].shape == (1, 61, 80) != session["target"].shape
     assert Path("converted.wav").stat().st_size > 2 * 5900

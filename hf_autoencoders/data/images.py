@@ -436,6 +436,40 @@ def images_of_own_size(
     return images
 
 
+def find_class(name: str, label_names: list[str] | None) -> int:
+    """The label of a class given by its name, or by its number.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if label_names and name in label_names:
+        return label_names.index(name)
+    if name.isdecimal() and (not label_names or int(name) < len(label_names)):
+        return int(name)
+    known = ", ".join(label_names or []) or "the numbers of the labels"
+    raise ValueError(f"there is no class {name!r}: expected one of {known}")
+
+
+def load_masks(dataset, mask_column: str, size: tuple[int, int]) -> np.ndarray:
+    """Masks of all rows, bool (rows, height, width): where the picture of a column is not black. No picture: nowhere.
+
+    Raises:
+        ValueError: there is no such column of images.
+    """
+    import datasets
+
+    if mask_column not in dataset.features or not isinstance(dataset.features[mask_column], datasets.Image):
+        listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
+        raise ValueError(
+            f"The corpus has no column {mask_column!r} of images for the masks. Its columns are: {listed}."
+        )
+    masks = np.zeros((len(dataset), *size), dtype=bool)
+    for row, mask in enumerate(dataset[mask_column]):
+        if mask is not None:
+            masks[row] = np.asarray(mask.convert("L").resize(size[::-1], 0)) > 127
+    return masks
+
+
 def _listed(rows: list[int], most: int = 20) -> str:
     return ", ".join(map(str, rows[:most])) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 

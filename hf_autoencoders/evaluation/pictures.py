@@ -67,6 +67,43 @@ def reconstruct(model, pixel_values: torch.Tensor) -> torch.Tensor:
         model.train(was_training)
 
 
+@torch.no_grad()
+def anomaly_grid(model, images: np.ndarray, masks: np.ndarray | None = None) -> Image.Image:
+    """Images, their reconstructions, and heat maps over them, one below the other; then masks of the truth, if given.
+
+    Args:
+        model: with a fitted detector.
+        images: uint8 (rows, channels, height, width), 1 or 3 channels.
+        masks: (rows, height, width) bool.
+    """
+    check_uint8_images("images", images)
+    pixel_values = to_pixel_values(torch.from_numpy(np.asarray(images)), model.device)
+    found = model.eval().detect(pixel_values)
+    maps = found.maps.cpu().numpy()
+    top = np.quantile(maps, 0.999)
+    heat = np.stack([heat_overlay(image, one, 0.0, top) for image, one in zip(images, maps, strict=True)])
+    shown = [pixel_values, reconstruct(model, pixel_values), torch.from_numpy(heat).permute(0, 3, 1, 2).float() / 255]
+    if masks is not None:
+        shown.append(torch.from_numpy(np.asarray(masks)).float().unsqueeze(1))
+    tiles = [_tiles(part.cpu().expand(-1, 3, -1, -1) if part.shape[1] == 1 else part.cpu()) for part in shown]
+    return _paste(tiles, [SEPARATOR] * len(tiles))
+
+
+def heat_overlay(image: np.ndarray, heat_map: np.ndarray, lowest: float, highest: float) -> np.ndarray:
+    """A heat map over an image, uint8 (height, width, 3): the image in grey where the map is low, then red, yellow.
+
+    Args:
+        image: uint8 (channels, height, width), 1 or 3 channels.
+        heat_map: (height, width).
+        lowest, highest: values of the map that are shown as none and as all.
+    """
+    grey = np.asarray(image, np.float32).mean(0)
+    heat = np.clip((heat_map - lowest) / max(highest - lowest, 1e-12), 0, 1)[..., None]
+    color = np.concatenate([np.full_like(heat, 255), 255 * np.clip(2 * heat - 1, 0, 1), np.zeros_like(heat)], axis=-1)
+    share = np.clip(2 * heat, 0, 1) * 0.8
+    return ((1 - share) * grey[..., None] + share * color).round().astype(np.uint8)
+
+
 def reconstruction_grid(images: torch.Tensor, reconstruction: torch.Tensor, columns: int = 12) -> Image.Image:
     """Each original with its reconstruction below it, `columns` pairs in a row.
 

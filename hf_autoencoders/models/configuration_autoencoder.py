@@ -58,6 +58,10 @@ class AutoencoderConfig(ImageAutoencoderConfig):
         """Shape of the latents of one input: (latent_size,)."""
         return (self.latent_size,)
 
+    def validate_loss_of_rows(self):
+        if self.num_features and self.reconstruction_loss == "bce":
+            raise ValueError('columns of a table are any numbers: use reconstruction_loss="mse", not "bce"')
+
     def validate_sparsity(self):
         if self.sparsity == "kl" and self.latent_activation != "sigmoid":
             raise ValueError(

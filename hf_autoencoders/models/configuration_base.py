@@ -70,6 +70,25 @@ def positive_image_size(value: Any) -> None:
         raise ValueError(f"expected a positive integer or (height, width), got {value}")
 
 
+ANOMALY_SCORES = (
+    "reconstruction",
+    "likelihood",
+    "kl",
+    "latent_distance",
+    "latent_neighbors",
+    "density",
+    "feature_reconstruction",
+)
+DETECTOR_FIELDS = {
+    "anomaly_score",
+    "false_alarm_rate",
+    "num_calibration_scores",
+    "num_reference_rows",
+    "map_smoothing",
+    "map_pooling",
+}
+
+
 class AutoencoderBaseConfig(PreTrainedConfig):
     """What the configurations of all variants do: refuse fields that they do not have, and save their code."""
 
@@ -102,6 +121,27 @@ class ImageAutoencoderConfig(AutoencoderBaseConfig):
             Residual blocks after each halving of the image; used by `"resnet"` only.
         hidden_act (`str`, *optional*, defaults to `"relu"`):
             Activation between layers: `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
+        num_features (`int`, *optional*, defaults to 0):
+            For rows of a table instead of images: numbers in a row; inputs are `(batch_size, num_features)`, made by
+            [`TableProcessor`], and `image_size` and `num_channels` have no meaning. Needs `architecture="mlp"`.
+        anomaly_score (`str`, *optional*, defaults to `"none"`):
+            Score of the anomaly detector that is part of the model; set by `fit_detector`, as are all fields below.
+            `"reconstruction"` (mean squared error), `"likelihood"` (negative variational bound, nats), `"kl"` (its KL
+            term, nats), `"latent_distance"` (Mahalanobis distance of latents from those of training inputs),
+            `"latent_neighbors"` (mean distance to the 5 nearest latents of training inputs, latents made white),
+            `"density"` (half of squared error over its mean in training plus squared latent distance: of a linear
+            auto-encoder the negative log-density of probabilistic PCA but for a constant), `"feature_reconstruction"`
+            (mean squared error between features of input and reconstruction, by level, over that of training inputs).
+        false_alarm_rate (`float`, *optional*, defaults to 0.05):
+            Share of normal inputs that the detector may call anomalies.
+        num_calibration_scores (`int`, *optional*, defaults to 0):
+            Normal inputs that it was calibrated on.
+        num_reference_rows (`int`, *optional*, defaults to 0):
+            Training inputs whose latents it keeps, for `"latent_neighbors"`.
+        map_smoothing (`float`, *optional*, defaults to 0.0):
+            Standard deviation, in pixels, of the Gaussian that smooths maps before their score is taken.
+        map_pooling (`str`, *optional*, defaults to `"mean"`):
+            The score of a map: its `"mean"`, or `"max"`, for anomalies that are small.
     """
 
     any_image_size = False  # whether the model takes images of other sizes, too
@@ -112,23 +152,61 @@ class ImageAutoencoderConfig(AutoencoderBaseConfig):
     hidden_sizes: list[int] | tuple[int, ...] = validated_field(at_least(1), default=(32, 64))
     num_residual_blocks: int = validated_field(at_least(1), default=2)
     hidden_act: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    num_features: int = validated_field(at_least(0), default=0)
+    anomaly_score: Literal[
+        "none",
+        "reconstruction",
+        "likelihood",
+        "kl",
+        "latent_distance",
+        "latent_neighbors",
+        "density",
+        "feature_reconstruction",
+    ] = "none"
+    false_alarm_rate: float = validated_field(in_range(1e-6, 1 - 1e-6), default=0.05)
+    num_calibration_scores: int = validated_field(at_least(0), default=0)
+    num_reference_rows: int = validated_field(at_least(0), default=0)
+    map_smoothing: float | int = validated_field(at_least(0), default=0.0)
+    map_pooling: Literal["mean", "max"] = "mean"
+
+    def __post_init__(self, input_shape: tuple[int, ...] | None = None, **kwargs):
+        """`input_shape` is a short way to say what an input is: (num_features,) or (num_channels, height, width)."""
+        if input_shape is not None:
+            shape = tuple(input_shape)
+            if len(shape) not in (1, 3):
+                raise ValueError(f"input_shape must be (num_features,) or (num_channels, height, width), got {shape}")
+            if len(shape) == 1:
+                self.num_features = shape[0]
+            else:
+                self.num_channels, self.image_size = shape[0], shape[1:] if shape[1] != shape[2] else shape[1]
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to `config.json`: fields of detectors and of tables only where there is one."""
+        written = super().to_diff_dict()
+        unused = set() if self.anomaly_score != "none" else DETECTOR_FIELDS
+        unused = unused if self.num_features else unused | {"num_features"}
+        return {name: value for name, value in written.items() if name not in unused}
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one input."""
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image, or (num_features,) of one row."""
+        if self.num_features:
+            return (self.num_features,)
         size = self.image_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return (self.num_channels, height, width)
 
     @property
     def num_input_dims(self) -> int:
-        """How many numbers one input has: channels x height x width."""
-        channels, height, width = self.input_shape
-        return channels * height * width
+        """How many numbers one input has."""
+        return math.prod(self.input_shape)
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
         """(height, width) before the first and after each halving of the image; odd sizes are rounded up."""
+        if self.num_features:
+            return []
         sizes = [self.input_shape[1:]]
         for _ in self.hidden_sizes if self.architecture != "mlp" else ():
             height, width = sizes[-1]
@@ -143,5 +221,7 @@ class ImageAutoencoderConfig(AutoencoderBaseConfig):
         return (self.hidden_sizes[-1], *self.level_sizes[-1])
 
     def validate_architecture(self):
+        if self.num_features and self.architecture != "mlp":
+            raise ValueError(f'rows of a table have no places: use architecture="mlp", not "{self.architecture}"')
         if self.architecture != "mlp" and not self.hidden_sizes:
             raise ValueError(f'hidden_sizes is empty: only architecture="mlp" allows that, not "{self.architecture}"')

@@ -28,6 +28,10 @@ class LikelihoodConfig(ImageAutoencoderConfig):
         if self.spatial_broadcast and self.architecture == "mlp":
             raise ValueError('spatial_broadcast needs places: use architecture="conv" or "resnet", not "mlp"')
 
+    def validate_likelihood_of_rows(self):
+        if self.num_features and self.likelihood != "gaussian":
+            raise ValueError(f'columns of a table are any numbers: use likelihood="gaussian", not "{self.likelihood}"')
+
 
 @strict
 class GaussianLatentConfig(LikelihoodConfig):

@@ -20,11 +20,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_base import ImageAutoencoderConfig
 
 
-def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int | None, int | None]) -> None:
+def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int | None, ...]) -> None:
     """Raise unless `pixel_values` is a floating-point tensor of shape `(batch_size, *input_shape)`; None is any size.
 
     Only shape and dtype are looked at, so nothing waits for the device; values are checked by the image processor.
     """
+    if len(input_shape) == 1:
+        return check_rows(pixel_values, input_shape[0])
     if not torch.is_tensor(pixel_values):
         raise TypeError(
             f"pixel_values must be a torch.Tensor, got {type(pixel_values).__name__}. "
@@ -45,6 +47,22 @@ def check_pixel_values(pixel_values: torch.Tensor, input_shape: tuple[int, int |
             f"pixel_values must have shape (batch_size, {channels}, {height}, {width}), which is (batch_size, "
             f"num_channels, height, width) of the configuration, got {tuple(pixel_values.shape)}. "
             "Use the model's image processor, or set image_size and num_channels in the configuration."
+        )
+
+
+def check_rows(rows: torch.Tensor, num_features: int) -> None:
+    """Raise unless `rows` is a floating-point tensor of shape `(batch_size, num_features)`."""
+    if not torch.is_tensor(rows) or not rows.is_floating_point():
+        got = rows.dtype if torch.is_tensor(rows) else type(rows).__name__
+        raise TypeError(
+            "this model reads rows of tables: pixel_values must be a floating-point tensor of standardised numbers, "
+            f"got {got}. Use the model's table processor: processor(rows, return_tensors='pt')."
+        )
+    if rows.ndim != 2 or rows.shape[1] != num_features:
+        raise ValueError(
+            f"this model reads rows of tables: pixel_values must have shape (batch_size, {num_features}), which is "
+            f"(batch_size, num_features) of the configuration, got {tuple(rows.shape)}. "
+            "Use the model's table processor."
         )
 
 
@@ -115,18 +133,19 @@ def _(steps):
 
 
 class LearnedScale(nn.Module):
-    """One scale for each channel of the output, learned (Rybkin et al. 2021): log scale `(C, 1, 1)`, at least -7."""
+    """One scale for each channel of the output, learned (Rybkin et al. 2021): log scale `(C, 1, 1)`, at least -7.
+    Of rows of tables, one for each column: `(num_features,)`."""
 
     minimum = -7.0
 
-    def __init__(self, num_channels: int):
+    def __init__(self, num_channels: int, of_columns: bool = False):
         super().__init__()
-        self.num_channels = num_channels
+        self.shape = (num_channels,) if of_columns else (num_channels, 1, 1)
         self.raw = nn.Parameter(self.initial_state()["raw"])
 
     def initial_state(self) -> dict[str, torch.Tensor]:
         """The parameter of a new model, for `_init_weights`."""
-        return {"raw": torch.full((self.num_channels, 1, 1), 5.0, device="cpu")}
+        return {"raw": torch.full(self.shape, 5.0, device="cpu")}
 
     def forward(self) -> torch.Tensor:
         return self.minimum + nn.functional.softplus(self.raw.float())

@@ -7,14 +7,15 @@ GaussianVAE             + Gaussian posterior, sampling, interpolation of those w
 import torch
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder, SamplesFromPrior
+from .anomaly import DetectingAutoencoder
+from .base import SamplesFromPrior
 from .configuration_vae import GaussianLatentConfig, LikelihoodConfig
 from .layers import LearnedScale, TrainingStepCounter, VectorDecoder, VectorEncoder, check_latents, check_pixel_values
 from .losses import bernoulli_log_likelihood, discretized_logistic_log_likelihood, gaussian_log_likelihood
 from .outputs import GaussianEncoderOutput
 
 
-class LikelihoodAutoencoder(SamplesFromPrior, PreTrainedAutoencoder):
+class LikelihoodAutoencoder(SamplesFromPrior, DetectingAutoencoder):
     """An image to a vector of numbers that say what its code is, and a vector of latents to p(x|z).
 
     Args:
@@ -30,7 +31,11 @@ class LikelihoodAutoencoder(SamplesFromPrior, PreTrainedAutoencoder):
         super().__init__(config)
         self.encoder = VectorEncoder(config, num_outputs, normalize)
         self.decoder = VectorDecoder(config, config.latent_shape[0], config.spatial_broadcast)
-        self.output_scale = None if config.likelihood == "bernoulli" else LearnedScale(config.num_channels)
+        self.output_scale = (
+            None
+            if config.likelihood == "bernoulli"
+            else LearnedScale(config.num_features or config.num_channels, bool(config.num_features))
+        )
         self.training_steps = TrainingStepCounter()
         # reading a configuration and asking a model for its dtype cost as much as a layer of a small network
         self.likelihood, self.input_shape, self.latent_shape = (

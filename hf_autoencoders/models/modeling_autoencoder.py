@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
+from .anomaly import DetectingAutoencoder
 from .base import PreTrainedAutoencoder, SamplesFromPrior
 from .configuration_autoencoder import AutoencoderConfig
 from .layers import VectorDecoder, VectorEncoder, check_latents, check_pixel_values
@@ -25,19 +26,21 @@ from .outputs import AutoencoderOutput, EncoderOutput
 
 def corrupt(pixel_values: torch.Tensor, noise: str, level: float, draws: torch.Tensor | None = None) -> torch.Tensor:
     """Noisy copies of images `(batch_size, C, H, W)`, see [`AutoencoderConfig`]; a pixel's channels change together.
+    Of rows `(batch_size, num_features)` each number by itself.
 
     `draws`, of the same shape, are the random numbers: standard normal for `"gaussian"`, uniform in [0, 1) otherwise.
     """
     if noise == "gaussian":
         return pixel_values + level * (torch.randn_like(pixel_values) if draws is None else draws)
-    uniform = torch.rand_like(pixel_values[:, :1]) if draws is None else draws[:, :1]
+    channel = slice(1) if pixel_values.ndim == 4 else slice(None)
+    uniform = torch.rand_like(pixel_values[:, channel]) if draws is None else draws[:, channel]
     value = torch.zeros_like(uniform)
     if noise == "salt_and_pepper":
         value = (uniform < level / 2).to(value.dtype)
     return torch.where(uniform < level, value, pixel_values)
 
 
-class AutoencoderModel(SamplesFromPrior, PreTrainedAutoencoder):
+class AutoencoderModel(SamplesFromPrior, DetectingAutoencoder):
     """Images to a latent vector and back.
 
     ```python
@@ -59,6 +62,7 @@ class AutoencoderModel(SamplesFromPrior, PreTrainedAutoencoder):
         self.encoder = VectorEncoder(config, config.latent_size)
         self.latent_activation = ACT2FN["linear" if config.latent_activation == "none" else config.latent_activation]
         self.decoder = VectorDecoder(config, config.latent_size) if add_decoder else None
+        self.detector = self.detector if add_decoder else None
         # reading a configuration costs as much as a small layer
         self.input_shape, self.latent_shape = config.input_shape, config.latent_shape
         self.post_init()
@@ -179,7 +183,7 @@ class AutoencoderForImageClassification(PreTrainedAutoencoder):
 
     config_class = AutoencoderConfig
     base_model_prefix = "autoencoder"
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)decoder\."]
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)(decoder|detector)\."]
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__(config)

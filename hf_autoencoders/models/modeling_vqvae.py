@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder, SamplesFromPrior
+from .anomaly import DetectingAutoencoder
+from .base import SamplesFromPrior
 from .bottlenecks import FiniteScalarQuantizer, ResidualVectorQuantizer
 from .code_compression import CompressesCodes
 from .configuration_vqvae import VQVAEConfig
@@ -21,7 +22,7 @@ from .layers import ImageDecoder, ImageEncoder, check_codes, check_latents, chec
 from .outputs import QuantizedEncoderOutput, VQVAEOutput
 
 
-class VQVAEModel(CompressesCodes, SamplesFromPrior, PreTrainedAutoencoder):
+class VQVAEModel(CompressesCodes, SamplesFromPrior, DetectingAutoencoder):
     """Images to a grid of discrete codes and back.
 
     ```python
@@ -36,7 +37,7 @@ class VQVAEModel(CompressesCodes, SamplesFromPrior, PreTrainedAutoencoder):
     config_class = VQVAEConfig
     base_model_prefix = "vqvae"
     # The codebook and its statistics stay float32 in a model that is loaded as bfloat16: 1% of the codes would differ.
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    _keep_in_fp32_modules_strict = ["quantizer", "detector"]
 
     def __init__(self, config: VQVAEConfig):
         super().__init__(config)

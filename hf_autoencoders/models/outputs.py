@@ -408,3 +408,24 @@ class ImageCodecOutput(ModelOutput):
     side_rate: torch.FloatTensor | None = None
     distortion: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class AnomalyOutput(ModelOutput):
+    """
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size,)`): high for what is unlike the training data; its unit is
+            that of `config.anomaly_score`.
+        p_values (`torch.FloatTensor` of shape `(batch_size,)`): share of normal inputs with such a score or a higher
+            one, in (0, 1].
+        is_anomaly (`torch.BoolTensor` of shape `(batch_size,)`): whether the p-value is at most
+            `config.false_alarm_rate`.
+        maps (`torch.FloatTensor` of shape `(batch_size, H, W)`, *optional*): the score of each pixel of an image; of
+            other scores than `"reconstruction"` and `"feature_reconstruction"`, which are a mean or maximum of the
+            map, the squared error of the reconstruction. None for rows of tables.
+    """
+
+    scores: torch.FloatTensor | None = None
+    p_values: torch.FloatTensor | None = None
+    is_anomaly: torch.BoolTensor | None = None
+    maps: torch.FloatTensor | None = None
