@@ -93,3 +93,26 @@ def test_runs_of_different_things_do_not_share_a_row(write):
     files = [write("m_seed0", {"mse": 0.1}), write("m_seed1", {"mse": 0.1}, name="vae")]
     with pytest.raises(ValueError, match="m_seed0.json, m_seed1.json are not of one model on one corpus"):
         fill_readme.results_table(files)
+
+
+def test_samples_of_a_prior_stand_beside_other_images(write):
+    metrics = {
+        "frechet_distance": 12.346,
+        "precision": 0.8,
+        "recall": 0.7,
+        "prior_nll": 20.0,
+        "bits_per_dimension": 2.5,
+    }
+    baselines = {"uniform_codes_frechet_distance": 500, "uniform_codes_bits_per_dimension": 3.25}
+    baselines |= {"train_images_frechet_distance": 1.0, "train_images_precision": 0.9, "train_images_recall": 0.95}
+    settings = {"num_samples": 5000, "features": "lenet(mnist train, seed 0)"}
+    settings["accuracy_of_the_features_classifier"] = 0.985
+    text = fill_readme.generation_text([write("m", metrics, baselines, name="code_prior", settings=settings)])
+    assert "5,000 images of each set; features `lenet(mnist train, seed 0)`, a classifier of 98.5% accuracy" in text
+    assert [line for line in text.splitlines() if line.startswith("|")] == [
+        "| | Frechet distance | precision | recall | bits/dim |",
+        "|---|---:|---:|---:|---:|",
+        "| the prior | 12.35 | 0.800 | 0.700 | 2.500 |",
+        "| uniformly random codes | 500.00 |  |  | 3.250 |",
+        "| training images | 1.00 | 0.900 | 0.950 |  |",
+    ]
