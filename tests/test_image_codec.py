@@ -539,9 +539,13 @@ def test_mistakes_on_the_command_line_are_told(folder, tmp_path, capsys):
         (["compress", image, "a.hfae", "--model", str(tmp_path / "untrained")], "call model.update_tables()"),
         (["decompress", str(tmp_path / "bad.hfae"), "a.png"], "bad.hfae: the compressed file is"),
         (["decompress", str(tmp_path / "bad.hfae"), "a.jpg"], "a.jpg: expected a file that ends in .png"),
+        (
+            ["reconstruct", str(folder), image, save_picture(tmp_path / "large.png", size=(50, 20)), "-o", "out"],
+            "a.png has 20 x 30 pixels and",
+        ),
         (["rate-distortion", str(tmp_path / "vae"), "digits", "-o", str(tmp_path)], "no way to bytes"),
     ):
-        if argv[0] != "rate-distortion" and "--model" not in argv:
+        if argv[0] in ("compress", "decompress") and "--model" not in argv:
             argv = [*argv, "--model", str(folder)]
         assert cli.main(argv) == 2
         lines = capsys.readouterr().err.strip().splitlines()

@@ -245,6 +245,7 @@ class InwardClamp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
+        """The gradient with respect to `values`; the bounds have none."""
         (values,) = ctx.saved_tensors
         outward = ((values < ctx.low) & (gradient > 0)) | ((values > ctx.high) & (gradient < 0))
         return gradient.masked_fill(outward, 0.0), None, None
