@@ -123,6 +123,20 @@ def test_other_images_and_other_threads_change_no_pixel(model):
         assert torch.equal(model.decompress(files[:1])[0], decoded[0])
 
 
+@pytest.mark.parametrize("fields", [{"architecture": "conv"}, {"num_residual_blocks": 2}], ids=str)
+def test_tiles_do_not_show(fields, monkeypatch):
+    model = small("factorized", hidden_sizes=(6, 8, 8), **fields)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    model.update_tables()
+    files = model.compress(pictures(1, size=(150, 203)))
+    (whole,) = model.decompress(files)
+    for tile in (1, 3, 8):
+        monkeypatch.setattr(codec, "TILE", tile)
+        assert torch.equal(model.decompress(files)[0], whole)
+
+
 def test_kinds_of_images_that_can_be_compressed(model):
     image = to_uint8(pictures(1, size=(20, 28)))[0]
     file = model.compress([image])[0]
