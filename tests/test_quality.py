@@ -136,7 +136,7 @@ def test_image_codec_on_digits(tmp_path, script_env):
 
 def test_image_codec_on_photos(tmp_path, script_env):
     found = train("image_codec_photos", tmp_path, script_env, *corpus("photos"))
-    assert found["bd_rate_jpeg"] < BAR_PHOTOS and found["bd_rate_jpeg_optimized"] < 0
+    assert found["bd_rate_jpeg"] < -30 and found["bd_rate_jpeg_optimized"] < -25
 
 
 def test_voice_conversion_on_synthetic_voices(tmp_path, script_env):
