@@ -885,6 +885,13 @@ def _read_images(processor, paths: list[str], device):
             batch.append(processor(path, return_tensors="pt")["pixel_values"])
         except (ValueError, TypeError, OSError) as error:
             raise Mistake(f"{path}: {error}") from error
+    for path, image in zip(paths, batch, strict=True):
+        if image.shape != batch[0].shape:
+            first, other = (f"{one.shape[2]} x {one.shape[3]}" for one in (batch[0], image))
+            raise Mistake(
+                f"{paths[0]} has {first} pixels and {path} {other}: where the model does not fix the size, this verb "
+                "takes images of one size"
+            )
     return torch.cat(batch).to(device)
 
 

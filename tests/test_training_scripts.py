@@ -171,21 +171,28 @@ def test_kill_and_resume(one_process, killer, script_env, tmp_path):
     assert_same_run(one_process, tmp_path / "run")
 
 
+CODEC = (
+    "--hidden_sizes 8 8 --hyper_size 4 --crop_size 6 --random_flip --batch_size 8 --max_steps 12 --eval_steps 6".split()
+)
+CODEC += "--save_steps 5 --logging_steps 3 --disable_progress_bar --no_final_evaluation --num_pictures 0".split()
+
+
 def test_image_codec_with_crops_is_killed_and_resumed(killer, script_env, tmp_path):
-    """Crops, flips, lambdas and noise come back; the finished model has tables, and two processes learn the same."""
-    flags = (
-        "--hidden_sizes 8 8 --hyper_size 4 --crop_size 6 --random_flip --batch_size 8 --max_steps 12 --eval_steps 6 "
-    )
-    flags += "--save_steps 5 --logging_steps 3 --disable_progress_bar --no_final_evaluation --num_pictures 0"
-    command = [script("image_codec"), *flags.split(), "--output_dir"]
+    """Crops, flips, lambdas and noise come back, and the finished model has tables."""
+    command = [script("image_codec"), *CODEC, "--output_dir"]
     run([sys.executable, *command, "whole"], script_env, tmp_path)
     run([sys.executable, killer, "step", 8, 0, *command, "run"], script_env, tmp_path, expect=-signal.SIGKILL)
     run([sys.executable, *command, "run", "--resume_from_checkpoint", "latest"], script_env, tmp_path)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     codec = ImageCodecModel.from_pretrained(tmp_path / "run" / "final")
     assert codec.decompress(codec.compress(torch.rand(1, 1, 9, 5)))[0].shape == (1, 9, 5)
-    run([*TWO, *command, "two"], script_env, tmp_path)
-    for name, tensor in weights(tmp_path / "whole").items():
+
+
+@pytest.mark.slow  # the mechanism is that of the others; it takes half a minute
+def test_image_codec_on_two_processes(script_env, tmp_path):
+    for launcher, folder in (([sys.executable], "one"), (TWO, "two")):
+        run([*launcher, script("image_codec"), *CODEC, "--output_dir", folder], script_env, tmp_path)
+    for name, tensor in weights(tmp_path / "one").items():
         if tensor.is_floating_point():
             torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
 

@@ -141,7 +141,7 @@ FIELDS: dict[str, dict[str, dict]] = {
             **CONV,
             "num_channels": 3,
             "image_size": (5, 7),
-            "lambdas": (0.02,),
+            "lambdas": (1e-5,),
             "entropy_model": "factorized",
         },
     },

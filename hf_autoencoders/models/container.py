@@ -19,7 +19,7 @@ MAGIC, VERSION = b"HFAE", 1
 FINGERPRINT_SIZE = 8  # bytes
 CHECKSUM_SIZE = 4
 MAX_FIELD = 2**32 - 1
-DEFAULT_MAX_PIXELS = 2**25  # of one image
+DEFAULT_MAX_PIXELS = 2**25  # of one image: 33.6 million
 FIELDS = {  # kind -> its number in the file, and its fields in order
     "image codec": (1, ("quality", "height", "width", "channels")),
     "codes": (2, ("num_codebooks", "height", "width")),

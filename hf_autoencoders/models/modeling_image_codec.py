@@ -12,6 +12,7 @@ lambda, interpolated geometrically between lambdas.
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ MIN_LIKELIHOOD = 1e-9
 INITIAL_GAIN = 10.0  # of the middle lambda: with less, most latents of a new model round to zero
 NOISE_AT_START = 0.05  # share of the usual random weights that is added to the filters a new model starts with
 MIN_SCALE, MAX_SCALE, NUM_SCALES = 0.11, 64.0, 64  # standard deviations of the Gaussians, spaced logarithmically
+TILE = 64  # places of the latents, down and across, that are decompressed at once
 GAUSSIAN_REACH = 352  # symbols farther from the mean than 5.5 times the largest scale are escapes
 TABLE_WIDTH = 257  # of the learned distributions: 256 symbols and the escape
 QUALITY_STEPS = 16  # of a quality, between two lambdas, that files tell apart
@@ -245,6 +247,7 @@ class InwardClamp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
+        """The gradient with respect to `values`; the bounds have none."""
         (values,) = ctx.saved_tensors
         outward = ((values < ctx.low) & (gradient > 0)) | ((values > ctx.high) & (gradient < 0))
         return gradient.masked_fill(outward, 0.0), None, None
@@ -649,6 +652,25 @@ class ImageCodecModel(PreTrainedAutoencoder):
 
     # ---- bytes
 
+    def _pixels(self, synthesis: nn.ModuleList, latents: torch.Tensor) -> torch.Tensor:
+        """The image `(C, stride x h, stride x w)`, uint8, of latents `(1, M, h, w)`: tile by tile, so that memory is
+        bounded whatever the size, with enough of the neighbours of a tile that its pixels are those of the whole."""
+        config, (height, width) = self.config, latents.shape[2:]
+        stride, blocks = config.stride, config.num_residual_blocks if config.architecture == "resnet" else 0
+        # a level reaches 1 + 2 x blocks of its places, and its places are half as far apart as those before it
+        margin = 2 * (1 + 2 * blocks) + 1
+        image = torch.empty(
+            config.num_channels, stride * height, stride * width, dtype=torch.uint8, device=latents.device
+        )
+        for top, left in itertools.product(range(0, height, TILE), range(0, width, TILE)):
+            up, before = min(top, margin), min(left, margin)
+            part = latents[:, :, top - up : top + TILE + margin, left - before : left + TILE + margin]
+            pixels = self._synthesize(synthesis, part)[0, :, stride * up :, stride * before :]
+            pixels = pixels[:, : stride * TILE, : stride * TILE]
+            place = image[:, stride * top : stride * (top + TILE), stride * left : stride * (left + TILE)]
+            place.copy_((pixels[:, : place.shape[1], : place.shape[2]].clamp(0, 1) * 255).round())
+        return image
+
     def update_tables(self) -> None:
         """Make the integer tables that `compress` and `decompress` need; after training, before saving. They follow
         from the weights, and become stale when these change."""
@@ -761,8 +783,7 @@ class ImageCodecModel(PreTrainedAutoencoder):
                         f"the compressed file is damaged: {channels} channels at quality {steps / QUALITY_STEPS}"
                     )
                 latents = self.coder.read(container.payload, steps, self.config.latent_grid(height, width))
-                image = self._synthesize(synthesis, latents)[0, :, :height, :width]
-                images.append((image.clamp(0, 1) * 255).round().to(torch.uint8))
+                images.append(self._pixels(synthesis, latents)[:, :height, :width].contiguous())
         return images
 
 
