@@ -109,6 +109,30 @@ def test_the_verbs_fit_detect_and_evaluate(tmp_path, files, capsys):
     assert result["corpus"]["normal_class"] == "3" and result["settings"]["nominal_false_alarm_rate"] == 0.1
 
 
+def test_the_verbs_take_models_of_tables(tmp_path, capsys):
+    from hf_autoencoders.data import load_tables
+
+    tables, processor = load_tables("breast_cancer", validation_fraction=0.3)
+    torch.manual_seed(0)
+    fields = {"input_shape": (30,), "architecture": "mlp", "hidden_sizes": (8,), "latent_size": 4}
+    processor.save_pretrained(tmp_path / "table")
+    AutoencoderModel(AutoencoderConfig(**fields)).save_pretrained(tmp_path / "table")
+    corpus = ["breast_cancer", "--normal_class", "benign", "--validation_fraction", "0.3", "--quiet"]
+    flags = ["--score", "latent_neighbors", "--false_alarm_rate", "0.1"]
+    status, text = run(capsys, "fit-detector", tmp_path / "table", *corpus, *flags)
+    assert status == 0, text
+    model = AutoModel.from_pretrained(tmp_path / "table")
+    benign = tables["validation"].values[tables["validation"].labels == 1]
+    assert f"calibrated on {len(benign)} rows" in text
+    scores = model.detect(torch.from_numpy(benign)).scores.sort().values
+    torch.testing.assert_close(scores, model.detector.calibration_scores, rtol=1e-4, atol=1e-5)
+    output = tmp_path / "a.json"
+    status, text = run(capsys, "evaluate-anomalies", tmp_path / "table", *corpus, "-o", output)
+    assert status == 0 and json.loads(output.read_text())["metrics"]["auroc"] > 0.8, text
+    status, text = run(capsys, "detect", tmp_path / "table", "row.csv")
+    assert status == 2 and "reads rows of tables" in text
+
+
 def test_mistakes_on_the_command_line_are_told_in_a_line(folder, tmp_path, files, capsys):
     AutoencoderModel(CONFIG).save_pretrained(tmp_path / "plain")
     for argv, message in (
