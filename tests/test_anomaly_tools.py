@@ -249,6 +249,14 @@ def test_what_cannot_become_a_detector_is_refused(script, flags, message, tmp_pa
         script.main([*TINY, "--max_steps", "1", *flags, "--output_dir", str(tmp_path)])
 
 
+def test_a_detector_of_rows_of_a_table(script, tmp_path):
+    flags = [*TINY, "--dataset", "breast_cancer", "--table", "--normal_class", "benign", "--validation_fraction", "0.3"]
+    script.main([*flags, "--anomaly_score", "density", "--output_dir", str(tmp_path)])
+    metrics = json.loads((tmp_path / "final" / "metrics.json").read_text())
+    assert metrics["metrics"]["auroc"] > 0.8 and metrics["corpus"]["normal_class"] == "benign"
+    assert AutoModel.from_pretrained(tmp_path / "final").detector.is_fitted
+
+
 def test_several_classes_need_one_that_is_normal(script, tmp_path):
     flags = [word for word in TINY if word not in ("--normal_class", "3")]
     with pytest.raises(SystemExit, match="are of 10 classes: say by --normal_class"):
