@@ -251,7 +251,8 @@ def test_what_cannot_become_a_detector_is_refused(script, flags, message, tmp_pa
 
 def test_a_detector_of_rows_of_a_table(script, tmp_path):
     flags = [*TINY, "--dataset", "breast_cancer", "--table", "--normal_class", "benign", "--validation_fraction", "0.3"]
-    script.main([*flags, "--anomaly_score", "density", "--output_dir", str(tmp_path)])
+    flags += ["--anomaly_score", "density", "--max_steps", "100", "--learning_rate", "0.01"]
+    script.main([*flags, "--output_dir", str(tmp_path)])
     metrics = json.loads((tmp_path / "final" / "metrics.json").read_text())
     assert metrics["metrics"]["auroc"] > 0.8 and metrics["corpus"]["normal_class"] == "benign"
     assert AutoModel.from_pretrained(tmp_path / "final").detector.is_fitted
