@@ -71,13 +71,13 @@ def fit_detector(arguments: argparse.Namespace) -> None:
     from . import cli
     from .publishing import save_for_hub
 
-    loaded, processor = cli._load_model(arguments)
+    loaded, processor = _load(arguments)
     folder = Path(arguments.output or arguments.model)
     if not arguments.output and not folder.is_dir():
         raise cli.Mistake(f"{arguments.model} is on the Hub: say by --output in which folder to save the detector")
     if arguments.split == "train":
         raise cli.Mistake("--split train: the model has seen these rows; calibrate on rows that were held out")
-    train, calibration = cli._load_images(arguments, processor, ["train", arguments.split])
+    train, calibration = _read(arguments, loaded, processor)
     train, calibration = (_normal(arguments, rows)[0] for rows in (train, calibration))
     with cli._mistakes():
         loaded.fit_detector(
@@ -91,7 +91,7 @@ def fit_detector(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
         )
         save_for_hub(loaded, folder, processor=processor)
-    print(f"calibrated on {len(calibration)} images: an anomaly is what scores above {loaded.anomaly_threshold:.6g}")
+    print(f"calibrated on {len(calibration)} rows: an anomaly is what scores above {loaded.anomaly_threshold:.6g}")
     print(f"saved to {folder}")
 
 
@@ -107,8 +107,12 @@ def detect(arguments: argparse.Namespace) -> None:
     from .evaluation.pictures import heat_overlay
 
     pictures = cli._output_files(arguments.images, arguments.output) if arguments.output else []
-    loaded, processor = cli._load_model(arguments)
+    loaded, processor = _load(arguments)
     cli._require(loaded, "detect", arguments, "no anomaly scores")
+    if loaded.config.num_features:
+        raise cli.Mistake(
+            f'{arguments.model} reads rows of tables: use pipeline("anomaly-detection", model=...) in Python'
+        )
     pixel_values = cli._read_images(processor, arguments.images, loaded.device)
     with cli._mistakes():
         threshold = loaded.anomaly_threshold
@@ -143,9 +147,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from .evaluation.evaluate import write_metrics
 
     cli._refuse_folder(arguments.output)
-    loaded, processor = cli._load_model(arguments)
+    loaded, processor = _load(arguments)
     cli._require(loaded, "detect", arguments, "no anomaly scores")
-    train, rows = cli._load_images(arguments, processor, ["train", arguments.split])
+    train, rows = _read(arguments, loaded, processor)
     train, _ = _normal(arguments, train)
     _, is_anomalous = _normal(arguments, rows)
     with cli._mistakes():
@@ -171,6 +175,46 @@ def evaluate(arguments: argparse.Namespace) -> None:
         for name, value in result[title].items():
             print(f"  {name:<40} {value:.6g}")
     print(f"written to {write_metrics(arguments.output, result)}")
+
+
+def _load(arguments: argparse.Namespace) -> tuple:
+    """A model of images or of tables, ready to be used, and its processor."""
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+    from . import cli
+
+    with cli._mistakes(f"cannot load {cli._checked_name(arguments)}: "):
+        config = AutoConfig.from_pretrained(arguments.model, **cli._source(arguments))
+    if not getattr(config, "num_features", 0):
+        return cli._load_model(arguments)
+    loaded = cli._load_weights(
+        arguments, AutoModel, lambda found: hasattr(found, "detect"), "an auto-encoder of tables"
+    )
+    with cli._mistakes(f"cannot load the table processor of {arguments.model}: "):
+        return loaded, AutoFeatureExtractor.from_pretrained(arguments.model, **cli._source(arguments))
+
+
+def _read(arguments: argparse.Namespace, loaded, processor) -> list:
+    """The training split of the corpus, and the one that `--split` names."""
+    from . import cli
+
+    names = ["train", arguments.split]
+    if not loaded.config.num_features:
+        return cli._load_images(arguments, processor, names)
+    from .data import load_tables
+
+    with cli._mistakes():
+        tables, _ = load_tables(
+            arguments.corpus,
+            arguments.config_name,
+            revision=arguments.corpus_revision,
+            label_column=arguments.label_column,
+            validation_fraction=arguments.validation_fraction or cli.VALIDATION_FRACTION,
+            processor=processor,
+        )
+        if unknown := [name for name in names if name not in tables]:
+            raise cli.Mistake(f"{arguments.corpus} has no split {unknown[0]!r}: expected one of {', '.join(tables)}")
+    return [tables[name] for name in names]
 
 
 def _normal(arguments: argparse.Namespace, rows) -> tuple:

@@ -121,7 +121,7 @@ class AnomalyTrainingRun(ImageTrainingRun):
 
     def _write_examples(self, model: torch.nn.Module, folder) -> None:
         super()._write_examples(model, folder)
-        if model.config.num_channels in (1, 3):
+        if not model.config.num_features and model.config.num_channels in (1, 3):
             anomalies = np.flatnonzero(self.is_anomalous)
             rows = np.concatenate(
                 [np.flatnonzero(~self.is_anomalous)[:4], anomalies[:: max(1, len(anomalies) // 8)][:8]]

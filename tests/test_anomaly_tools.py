@@ -109,6 +109,30 @@ def test_the_verbs_fit_detect_and_evaluate(tmp_path, files, capsys):
     assert result["corpus"]["normal_class"] == "3" and result["settings"]["nominal_false_alarm_rate"] == 0.1
 
 
+def test_the_verbs_take_models_of_tables(tmp_path, capsys):
+    from hf_autoencoders.data import load_tables
+
+    tables, processor = load_tables("breast_cancer", validation_fraction=0.3)
+    torch.manual_seed(0)
+    fields = {"input_shape": (30,), "architecture": "mlp", "hidden_sizes": (8,), "latent_size": 4}
+    processor.save_pretrained(tmp_path / "table")
+    AutoencoderModel(AutoencoderConfig(**fields)).save_pretrained(tmp_path / "table")
+    corpus = ["breast_cancer", "--normal_class", "benign", "--validation_fraction", "0.3", "--quiet"]
+    flags = ["--score", "latent_neighbors", "--false_alarm_rate", "0.1"]
+    status, text = run(capsys, "fit-detector", tmp_path / "table", *corpus, *flags)
+    assert status == 0, text
+    model = AutoModel.from_pretrained(tmp_path / "table")
+    benign = tables["validation"].values[tables["validation"].labels == 1]
+    assert f"calibrated on {len(benign)} rows" in text
+    scores = model.detect(torch.from_numpy(benign)).scores.sort().values
+    torch.testing.assert_close(scores, model.detector.calibration_scores, rtol=1e-4, atol=1e-5)
+    output = tmp_path / "a.json"
+    status, text = run(capsys, "evaluate-anomalies", tmp_path / "table", *corpus, "-o", output)
+    assert status == 0 and json.loads(output.read_text())["metrics"]["auroc"] > 0.8, text
+    status, text = run(capsys, "detect", tmp_path / "table", "row.csv")
+    assert status == 2 and "reads rows of tables" in text
+
+
 def test_mistakes_on_the_command_line_are_told_in_a_line(folder, tmp_path, files, capsys):
     AutoencoderModel(CONFIG).save_pretrained(tmp_path / "plain")
     for argv, message in (
@@ -223,6 +247,15 @@ def test_a_killed_run_continues_to_the_same_detector(script, tmp_path, monkeypat
 def test_what_cannot_become_a_detector_is_refused(script, flags, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         script.main([*TINY, "--max_steps", "1", *flags, "--output_dir", str(tmp_path)])
+
+
+def test_a_detector_of_rows_of_a_table(script, tmp_path):
+    flags = [*TINY, "--dataset", "breast_cancer", "--table", "--normal_class", "benign", "--validation_fraction", "0.3"]
+    flags += ["--anomaly_score", "density", "--max_steps", "100", "--learning_rate", "0.01"]
+    script.main([*flags, "--output_dir", str(tmp_path)])
+    metrics = json.loads((tmp_path / "final" / "metrics.json").read_text())
+    assert metrics["metrics"]["auroc"] > 0.8 and metrics["corpus"]["normal_class"] == "benign"
+    assert AutoModel.from_pretrained(tmp_path / "final").detector.is_fitted
 
 
 def test_several_classes_need_one_that_is_normal(script, tmp_path):

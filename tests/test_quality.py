@@ -28,7 +28,8 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes",
 
 def train(recipe: str, folder: Path, env: dict, *flags) -> dict[str, float]:
     """Run a recipe to its end in `folder`; returns what `final/metrics.json` says, baselines included."""
-    family = next(row.family for row in VARIANTS.values() if recipe.startswith(f"{row.name}_"))
+    rows = (row.family for row in VARIANTS.values() if recipe.startswith(f"{row.name}_"))
+    family = "anomaly_detector" if recipe.startswith("anomaly_") else next(rows)
     script = TRAINING / f"train_{family}.py"
     run = ["--recipe", TRAINING / "recipes" / f"{recipe}.yaml", "--output_dir", f"runs/{recipe}"]
     run += ["--num_examples" if "voice" in recipe or "speech" in recipe else "--num_pictures", 0]
@@ -166,6 +167,19 @@ def test_image_codec_on_digits(tmp_path, script_env):
 def test_image_codec_on_photos(tmp_path, script_env):
     found = train("image_codec_photos", tmp_path, script_env, *corpus("photos"))
     assert found["bd_rate_jpeg"] < -30 and found["bd_rate_jpeg_optimized"] < -25
+
+
+def test_anomalies_of_digits(tmp_path, script_env):
+    found = train("anomaly_digits", tmp_path, script_env)
+    assert found["auroc"] >= 0.95 and found["false_alarm_rate"] <= 0.2  # 32 normal images, 0.1 promised
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_anomalies_at_full_size(name, tmp_path, script_env):
+    """Of one hard class: an 8, a shirt."""
+    found = train(f"anomaly_{name}", tmp_path, script_env, *corpus(name))
+    others = [value for key, value in found.items() if key.endswith("_auroc") and key.startswith(("pca", "knn", "iso"))]
+    assert found["auroc"] > max(others) and abs(found["false_alarm_rate"] - 0.05) < 0.04
 
 
 def test_voice_conversion_on_synthetic_voices(tmp_path, script_env):

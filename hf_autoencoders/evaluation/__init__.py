@@ -5,6 +5,7 @@
 `baselines`: what would PCA have reached with as many numbers, or as many bits? `pictures`: what does it look like?
 `factors`: what is known of the images? `disentanglement`: does each dimension stand for one factor of the data?
 `clustering`: are clusters classes?
+`anomaly`: does a detector find what is not normal? `tables`: how well are rows of tables rebuilt?
 `latent_report`: what does each part of the code stand for? A page for people.
 `evaluate` asks whichever of these questions a model of images can answer and gathers the answers in one dictionary.
 
