@@ -140,7 +140,7 @@ class CompressesCodes:
                     raise CompressedFileError(
                         "the codes that were decoded are not those that were written: this machine computes the "
                         "prior's probabilities otherwise than the one that compressed the file (another processor, "
-                        "device or version of torch). Decompress it where it was compressed, or compress without a prior"
+                        "device or version of torch). Decompress it where it was compressed, or compress without one"
                     )
             decoder.finish()
             if symbols.min() < 0 or symbols.max() >= num_codes:
