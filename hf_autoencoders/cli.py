@@ -1296,18 +1296,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     output(convert, None, f"recording to write: {', '.join(AUDIO_SUFFIXES)}")
 
+    def code_prior(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--prior", metavar="PRIOR", help="folder or Hub id of a prior of the model's codes: smaller files, slower"
+        )
+        sub.add_argument("--prior_revision", metavar="REVISION", help="branch, tag or commit of that")
+
     compress = verb(
         "compress",
         _compress,
         "write an image file, or every one of a folder, as bytes of a learned codec",
-        "Alpha, and more than 8 bits, have no place in it and are refused; EXIF orientation is applied.",
+        "By an image codec at the image's own size; by a model with discrete codes, such as a VQ-VAE, at the model's "
+        "size. Alpha, and more than 8 bits, have no place in it and are refused; EXIF orientation is applied.",
     )
     compress.add_argument("input", metavar="IN", help="image file, or a folder of them")
     compress.add_argument("output", metavar="OUT", help="file that ends in .hfae, or a folder")
     model(compress, flag=True)
     compress.add_argument(
-        "--quality", type=float, metavar="Q", help="from 0 to the number of lambdas less 1; the middle when not given"
+        "--quality", type=float, metavar="Q", help="of a codec, from 0 to its lambdas less 1; the middle when not given"
     )
+    code_prior(compress)
 
     decompress = verb(
         "decompress", _decompress, "write the images of compressed files", "It takes the model that compressed them."
@@ -1318,6 +1326,7 @@ def _parser() -> argparse.ArgumentParser:
     decompress.add_argument(
         "--max_pixels", type=_whole_number, metavar="N", help="refuse larger images; 33,554,432 when not given"
     )
+    code_prior(decompress)
 
     curves = verb(
         "rate-distortion",

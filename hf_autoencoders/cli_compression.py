@@ -8,7 +8,7 @@ from .cli import Mistake, _as_in_training, _load_model, _mistakes, _progress, _r
 SUFFIX = ".hfae"  # of compressed files
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 LOSSLESS_SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")  # that decompressed images are written in
-LACK = "no way to bytes: an image codec has"
+LACK = "no way to bytes: image codecs have, and models with discrete codes"
 
 
 def compress_verb(arguments: argparse.Namespace) -> None:
@@ -16,19 +16,28 @@ def compress_verb(arguments: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     pairs = _pairs(arguments, IMAGE_SUFFIXES, SUFFIX, (SUFFIX,))
-    model, _ = _load_model(arguments)
-    _require(model, "compress", arguments, LACK)
-    sizes = [0, 0, 0]
+    model, processor, prior = _load_coder(arguments, "compress")
+    of_codes, sizes = _is_of_codes(model), [0, 0, 0]
     for source, target in tqdm(pairs, desc="compress", disable=not _progress(arguments) or len(pairs) == 1):
         with _mistakes(f"{source}: "):
             image = _read_image(source, model.config.num_channels)
-            (data,) = model.compress([image], quality=arguments.quality)
+            if of_codes:  # the processor brings the image to the size that these models have
+                (data,) = model.compress(processor(image, return_tensors="pt")["pixel_values"].to(model.device), prior)
+            else:
+                (data,) = model.compress([image], quality=arguments.quality)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
         counts = (len(data), source.stat().st_size, image.width * image.height)
         sizes = [total + count for total, count in zip(sizes, counts, strict=True)]
     written = f"written to {arguments.output}: " + (f"{len(pairs)} files, " if Path(arguments.input).is_dir() else "")
-    print(f"{written}{sizes[0]:,} bytes from {sizes[1]:,}, {8 * sizes[0] / sizes[2]:.3f} bits per pixel")
+    told = f"{written}{sizes[0]:,} bytes from {sizes[1]:,}, "
+    if of_codes:
+        height, width = model.config.input_shape[1:]
+        print(
+            f"{told}{8 * sizes[0] / len(pairs):.0f} bits an image of {height} x {width} pixels, the size of this model"
+        )
+    else:
+        print(f"{told}{8 * sizes[0] / sizes[2]:.3f} bits per pixel")
 
 
 def decompress_verb(arguments: argparse.Namespace) -> None:
@@ -36,9 +45,9 @@ def decompress_verb(arguments: argparse.Namespace) -> None:
     from tqdm.auto import tqdm
 
     pairs = _pairs(arguments, (SUFFIX,), ".png", LOSSLESS_SUFFIXES)
-    model, processor = _load_model(arguments)
-    _require(model, "decompress", arguments, LACK)
+    model, processor, prior = _load_coder(arguments, "decompress")
     options = {} if arguments.max_pixels is None else {"max_pixels": arguments.max_pixels}
+    options |= {} if prior is None else {"prior": prior}
     for source, target in tqdm(pairs, desc="decompress", disable=not _progress(arguments) or len(pairs) == 1):
         with _mistakes(f"{source}: ", advice={"max_pixels": "--max_pixels"}):
             (image,) = model.decompress([source.read_bytes()], **options)
@@ -46,6 +55,24 @@ def decompress_verb(arguments: argparse.Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         picture.save(target, **({"lossless": True} if target.suffix.lower() == ".webp" else {}))
     print(f"written to {arguments.output}" + (f": {len(pairs)} files" if Path(arguments.input).is_dir() else ""))
+
+
+def _is_of_codes(model) -> bool:
+    """Whether what the model compresses are its discrete codes; else it is an image codec."""
+    return hasattr(model, "decompress_codes")
+
+
+def _load_coder(arguments: argparse.Namespace, verb: str) -> tuple:
+    """A model that can compress, its image processor, and the prior that `--prior` names, or None."""
+    from .cli_generation import load_prior
+
+    model, processor = _load_model(arguments)
+    _require(model, verb, arguments, LACK)
+    unused = ("quality", "max_pixels") if _is_of_codes(model) else ("prior",)
+    for name in unused:
+        if getattr(arguments, name, None) is not None:
+            raise Mistake(f"--{name} does not go with {arguments.model}, which is a {type(model).__name__}")
+    return model, processor, load_prior(arguments)
 
 
 def rate_distortion_verb(arguments: argparse.Namespace) -> None:
@@ -61,7 +88,7 @@ def rate_distortion_verb(arguments: argparse.Namespace) -> None:
     if folder.is_file():
         raise Mistake(f"{folder} is a file: expected a folder to write to, name one with --output")
     model, processor = _load_model(arguments)
-    _require(model, "compress", arguments, LACK)
+    _require(model, "update_tables", arguments, "no rates to choose from: an image codec has")
     _as_in_training(arguments, ("image_column",))
     with _mistakes():
         splits = load_corpus(

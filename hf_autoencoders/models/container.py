@@ -101,8 +101,8 @@ class Container:
         if body[6:fixed] != fingerprint:
             raise CompressedFileError(
                 f"the compressed file was written by another model: its fingerprint is {body[6:fixed].hex()}, that of "
-                f"this model {fingerprint.hex()}. Decompress it with the model it was compressed with, and the prior if "
-                "there was one"
+                f"this model {fingerprint.hex()}. Decompress it with the model it was compressed with, and "
+                "the prior if there was one"
             )
         position, fields = fixed, {}
         for name in names:
