@@ -390,7 +390,7 @@ def test_a_model_without_tables_is_refused():
         ([Image.new("RGBA", (4, 4))], ValueError, r"of mode RGB, got one of mode RGBA: image.convert\('RGB'\)"),
         ([Image.new("L", (4, 4))], ValueError, "got one of mode L"),
     ],
-    ids=str,
+    ids="gray alpha empty nan range integers path rgba-picture gray-picture".split(),
 )
 def test_wrong_images_are_refused(images, error, message):
     model = small()
