@@ -5,13 +5,15 @@ import math
 import subprocess
 import sys
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FIELDS
 
-from hf_autoencoders import VARIANTS, CodePriorConfig, CodePriorModel, VQVAEConfig, VQVAEModel
+from hf_autoencoders import VARIANTS, CodePriorConfig, CodePriorModel, VQVAEConfig, VQVAEModel, cli
 from hf_autoencoders.models.code_compression import counts_of_logits
 from hf_autoencoders.models.container import CompressedFileError, Container
 from hf_autoencoders.models.entropy_coding import PRECISION
@@ -155,6 +157,36 @@ def test_a_machine_that_rounds_otherwise_refuses(monkeypatch):
     monkeypatch.setattr(prior, "next_logits", lambda *args: next_logits(*args).roll(1, dims=1))
     with pytest.raises(CompressedFileError, match="rounds|otherwise"):
         model.decompress(files, prior)
+
+
+def test_compress_and_decompress_on_the_command_line(tmp_path, capsys):
+    model = VQVAEModel(VQVAEConfig(image_size=8, hidden_sizes=(4,), codebook_size=8, embedding_dim=4)).eval()
+    prior = prior_of(model)
+    model.save_pretrained(tmp_path / "model")
+    prior.save_pretrained(tmp_path / "prior")
+    (tmp_path / "in").mkdir()
+    for index in range(2):
+        pixels = torch.randint(256, (8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+        PIL.Image.fromarray(pixels.numpy()).save(tmp_path / "in" / f"{index}.png")
+
+    def run(*argv, status=0):
+        assert cli.main([*map(str, argv), "--model", str(tmp_path / "model"), "--quiet"]) == status
+        return capsys.readouterr()
+
+    flags = ["--prior", tmp_path / "prior"]
+    told = run("compress", tmp_path / "in", tmp_path / "files", *flags).out
+    assert "2 files" in told and "bits an image of 8 x 8 pixels, the size of this model" in told
+    run("decompress", tmp_path / "files", tmp_path / "out", *flags)
+    for index in range(2):
+        image = PIL.Image.open(tmp_path / "in" / f"{index}.png")
+        pixel_values = torch.from_numpy(np.array(image))[None, None].float() / 255
+        (expected,) = model.decompress(model.compress(pixel_values, prior), prior)
+        found = torch.from_numpy(np.array(PIL.Image.open(tmp_path / "out" / f"{index}.png")))
+        assert (found.int() - expected[0].int()).abs().max() <= 1  # weights lie elsewhere in memory
+    assert "the prior if there was one" in run("decompress", tmp_path / "files", tmp_path / "o", status=2).err
+    assert (
+        "--quality does not go with" in run("compress", tmp_path / "in", tmp_path / "f", "--quality", 1, status=2).err
+    )
 
 
 def test_another_process_decodes_the_same(tmp_path):

@@ -83,6 +83,7 @@ def test_python_blocks_run(summarizer_run, monkeypatch):
     assert session["samples"].shape == (4, 3, 28, 20)
     assert session["drawn"].shape == (4, 1, 8, 8) and [p.size for p in session["pictures"]] == [(8, 8)] * 4
     assert len(session["files"]) == 2 and session["restored"][1].shape == (3, 70, 45)
+    assert session["same"][0].shape == (1, 8, 8)
     assert len(session["features"][0]) == 8
     assert session["clusters"].shape == (2,) and session["prototypes"].shape == (10, 1, 28, 28)
     assert session["binary"].codes.shape == (2, 32) and session["difference"].shape == (2, 1, 28, 28)
