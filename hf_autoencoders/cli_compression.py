@@ -115,10 +115,12 @@ def rate_distortion_verb(arguments: argparse.Namespace) -> None:
         command=arguments.command_line,
         progress=_progress(arguments),
     )
-    print("codec            quality  bits/pixel     PSNR")
+    print("codec            quality  bits/pixel     PSNR   estimate without header")
     for name, curve in result["curves"].items():
         for point in curve:
-            print(f"{name:<15} {point['quality']:>8g} {point['bits_per_pixel']:>11.4f} {point['psnr']:>8.2f}")
+            estimate = point.get("estimated_bits_per_pixel")
+            told = f"{name:<15} {point['quality']:>8g} {point['bits_per_pixel']:>11.4f} {point['psnr']:>8.2f}"
+            print(told if estimate is None else f"{told} {estimate:>12.4f}")
     for name, percent in result["bd_rate"].items():
         print(f"bits against {name} at equal PSNR (BD-rate): {percent:+.1f}%")
     print(f"written to {write_metrics(folder / 'rate_distortion.json', result)}")

@@ -108,7 +108,10 @@ def test_a_model_beside_pillow(tmp_path):
     assert set(result["curves"]) == {"model", *rd.PILLOW_CODECS} and result["corpus"]["rows"] == 2
     files = model.compress([torch.from_numpy(image) for image in images], quality=1)
     expected = np.mean([8 * len(f) / i[0].size for f, i in zip(files, images, strict=True)])
-    assert result["curves"]["model"][-1]["bits_per_pixel"] == pytest.approx(expected)
+    point = result["curves"]["model"][-1]
+    assert point["bits_per_pixel"] == pytest.approx(expected)
+    header = np.mean([8 * 25 / image[0].size for image in images])
+    assert point["estimated_bits_per_pixel"] == pytest.approx(expected - header, rel=0.2)  # words are of 32 bits
     assert set(result["bd_rate"]) | {key.removeprefix("bd_rate_") for key in result["not_measured"]} == set(
         rd.PILLOW_CODECS
     )

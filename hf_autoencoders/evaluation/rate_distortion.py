@@ -72,6 +72,13 @@ def model_codec(model, quality: float) -> Codec:
     return Codec(encode, decode)
 
 
+@torch.no_grad()
+def estimated_rate(model, quality: float, images: Sequence[np.ndarray]) -> float:
+    """Bits per pixel that a model expects, without the header of a file: the mean over images uint8 (C, H, W)."""
+    pixel_values = (torch.from_numpy(image)[None].to(model.device).float() / 255 for image in images)
+    return float(np.mean([model(image, quality=quality).rate.item() for image in pixel_values]))
+
+
 def measure_codec(codec: Codec, images: Sequence[np.ndarray]) -> dict[str, float]:
     """One point of a rate-distortion curve.
 
@@ -173,9 +180,10 @@ def rate_distortion(
         progress: show a progress bar.
 
     Returns:
-        A dictionary ready for JSON: `curves` (codec to a list of points, each with its `quality`), `bd_rate` (percent
-        against each codec of Pillow, where it can be had), `not_measured` (name to reason), `corpus`, `command`,
-        `machine`, `threads`, `versions`, `date`.
+        A dictionary ready for JSON: `curves` (codec to a list of points, each with its `quality`; those of the model
+        with `estimated_bits_per_pixel`, which lack the header of a file), `bd_rate` (percent against each codec of
+        Pillow, where it can be had), `not_measured` (name to reason), `corpus`, `command`, `machine`, `threads`,
+        `versions`, `date`.
     """
     if not len(images):
         raise ValueError("there are no images to measure on")
@@ -188,7 +196,8 @@ def rate_distortion(
     codecs[0][2].encode(images[0])  # what is done once is not timed
     curves: dict[str, list[dict[str, float]]] = {}
     for name, quality, codec in tqdm(codecs, desc="measure", disable=not progress):
-        curves.setdefault(name, []).append({"quality": quality, **measure_codec(codec, images)})
+        estimate = {"estimated_bits_per_pixel": estimated_rate(model, quality, images)} if name == "model" else {}
+        curves.setdefault(name, []).append({"quality": quality, **measure_codec(codec, images), **estimate})
     differences, not_measured = {}, {}
     for name in PILLOW_CODECS:
         try:
