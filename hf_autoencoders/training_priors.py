@@ -17,8 +17,8 @@ from .data.images import ImageBatches, image_arrays
 from .evaluation.evaluate import pixel_value_batches
 from .evaluation.generation import evaluate_samples
 from .evaluation.pictures import image_grid
+from .models.fingerprint import weights_fingerprint
 from .models.image_processing_autoencoder import AutoencoderImageProcessor
-from .models.prior_base import weights_fingerprint
 from .training_images import ImageTrainingRun
 from .training_parts import Batch
 from .training_run import TrainingError, as_training_error

@@ -33,8 +33,8 @@ from hf_autoencoders.evaluation.generation import (
     precision_recall,
     to_uint8,
 )
+from hf_autoencoders.models.fingerprint import weights_fingerprint
 from hf_autoencoders.models.losses import discretized_logistic_log_likelihood
-from hf_autoencoders.models.prior_base import weights_fingerprint
 
 RANDOM = np.random.default_rng(0)
 

@@ -557,7 +557,7 @@ def test_mistakes_on_the_command_line_are_told(folder, tmp_path, capsys):
             ["reconstruct", str(folder), image, save_picture(tmp_path / "large.png", size=(50, 20)), "-o", "out"],
             "a.png has 20 x 30 pixels and",
         ),
-        (["rate-distortion", str(tmp_path / "vae"), "digits", "-o", str(tmp_path)], "no way to bytes"),
+        (["rate-distortion", str(tmp_path / "vae"), "digits", "-o", str(tmp_path)], "no rates to choose from"),
     ):
         if argv[0] in ("compress", "decompress") and "--model" not in argv:
             argv = [*argv, "--model", str(folder)]

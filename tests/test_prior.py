@@ -23,7 +23,7 @@ from hf_autoencoders import (
     VAEModel,
     VQVAEModel,
 )
-from hf_autoencoders.models.prior_base import weights_fingerprint
+from hf_autoencoders.models.fingerprint import weights_fingerprint
 from hf_autoencoders.training_priors import encode_split, fit_mixture, published_name
 from hf_autoencoders.training_run import TrainingError
 

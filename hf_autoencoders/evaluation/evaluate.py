@@ -137,7 +137,7 @@ def evaluate_model(
             settings["num_importance_samples"] = num_importance_samples
             settings["likelihood_images"] = LIKELIHOOD_IMAGES[config.likelihood]
 
-        if hasattr(model, "compress"):
+        if hasattr(model, "update_tables"):  # an image codec
             metrics |= _compression_metrics(model, validation.images, seed, not_measured, settings)
 
         has_codes = hasattr(model, "decode_codes")

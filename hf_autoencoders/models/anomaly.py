@@ -113,11 +113,11 @@ class DetectingAutoencoder(PreTrainedAutoencoder):
     ```
     """
 
-    _keep_in_fp32_modules_strict = ["detector"]  # p-values compare scores with those of the calibration
-
     def __init__(self, config: ImageAutoencoderConfig, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         self.detector = None if config.anomaly_score == "none" else AnomalyDetector(config)
+        if self.detector is not None:  # p-values compare scores with those of the calibration
+            self._keep_in_fp32_modules_strict = [*(self._keep_in_fp32_modules_strict or ()), "detector"]
 
     def available_scores(self) -> tuple[str, ...]:
         """The scores that this variant has."""

@@ -8,34 +8,26 @@ Guards, so that what is decoded is what was encoded:
 
 - Without a prior all values of a code have equal integer counts. No float is involved.
 - With a prior, counts come from the logits of a transformer, which are floats. Both sides compute them in the same
-  way, one image and one code at a time, in float32, from weights laid alike in memory; logits are rounded to
-  multiples of 1/256, so that nearly all differences in their last bits vanish, and turned into integer counts in
-  float64. A checksum of the codes is in the payload: a machine that rounds otherwise all the same refuses the file, it
-  never shows another image.
+  way, one image and one code at a time, and in float64: the last bits differ with the processor, the number of threads
+  and where in memory the weights lie, but that is about 1e-14. Logits are rounded to multiples of 1/256 before they are
+  turned into integer counts; such a difference decides on one of them once in 10^11 logits. (In float32 it does so in
+  nearly every file.) A checksum of the codes is in the payload: where it happens all the same, the file is refused, and
+  never another image shown.
 """
 
+import copy
 import math
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from .container import CHECKSUM_SIZE, CompressedFileError, Container
 from .entropy_coding import SymbolDecoder, SymbolEncoder, SymbolTables, quantize_table
-from .prior_base import weights_fingerprint
+from .fingerprint import weights_fingerprint
 
 LOGIT_STEPS = 256  # logits are rounded to multiples of 1/256
-ALIGNMENT = 64  # bytes
-
-
-def align_parameters(model: nn.Module) -> None:
-    """Move the parameters of a model that do not begin at a multiple of 64 bytes. Weights read from a file may begin
-    anywhere, and float32 kernels round differently there: the same weights would not give the same bits."""
-    for parameter in model.parameters():
-        if parameter.data_ptr() % ALIGNMENT:
-            parameter.data = parameter.data.clone()
 
 
 def counts_of_logits(logits: torch.Tensor) -> np.ndarray:
@@ -48,11 +40,11 @@ def counts_of_logits(logits: torch.Tensor) -> np.ndarray:
 class CompressesCodes:
     """What a model with discrete codes does with bytes: `compress(pixel_values)` and `decompress(files)`."""
 
-    def _file_fingerprint(self, prior) -> bytes:
-        """8 bytes that name this model and the prior; checks that they belong together and can code."""
+    def _checked_prior(self, prior) -> tuple[bytes, object]:
+        """8 bytes that name this model and the prior, and the prior in float64; checks that they belong together."""
         own = bytes.fromhex(weights_fingerprint(self))
         if prior is None:
-            return own
+            return own, None
         if not getattr(prior, "gives_codes", False):
             raise ValueError(f"expected a prior of codes (CodePriorModel), got {type(prior).__name__}")
         prior.check_autoencoder(self)
@@ -61,9 +53,8 @@ class CompressesCodes:
                 "the prior must be in evaluation mode and float32, since both sides have to compute the same: "
                 f"prior.eval().float(); got {'training' if prior.training else 'evaluation'} mode and {prior.dtype}"
             )
-        align_parameters(prior)
         theirs = bytes.fromhex(weights_fingerprint(prior))
-        return bytes(a ^ b for a, b in zip(own, theirs, strict=True))
+        return bytes(a ^ b for a, b in zip(own, theirs, strict=True)), copy.deepcopy(prior).double()
 
     def _code_fields(self) -> dict[str, int]:
         """The shape of the codes of one image, as the container names it: of a vector its length alone."""
@@ -83,7 +74,7 @@ class CompressesCodes:
             ValueError: images of another shape, a prior of another model, in training mode or not float32.
             ImportError: `constriction` is not installed.
         """
-        fingerprint, fields = self._file_fingerprint(prior), self._code_fields()
+        (fingerprint, prior), fields = self._checked_prior(prior), self._code_fields()
         files = []
         for codes in self.encode(pixel_values).codes:
             encoder = SymbolEncoder()
@@ -111,7 +102,7 @@ class CompressesCodes:
         Raises:
             CompressedFileError: a file that this model with this prior did not write, or that has been altered since.
         """
-        fingerprint, expected = self._file_fingerprint(prior), self._code_fields()
+        (fingerprint, prior), expected = self._checked_prior(prior), self._code_fields()
         shape, num_codes = tuple(self.config.codes_shape), self.config.num_codes
         found = []
         for file in [data] if isinstance(data, bytes) else data:
@@ -151,15 +142,15 @@ class CompressesCodes:
 
     @torch.no_grad()
     def decompress(self, data: Sequence[bytes], prior=None) -> list[torch.Tensor]:
-        """The images `(C, H, W)`, uint8, of what `compress` wrote with the same prior; decoded one by one.
+        """The images `(C, H, W)`, uint8, of what `compress` wrote with the same prior; decoded one by one, in
+        float64, so that a pixel is not rounded otherwise on another machine.
 
         Raises:
             CompressedFileError: a file that this model with this prior did not write, or that has been altered since.
             ValueError: a prior of another model, in training mode or not float32.
         """
-        align_parameters(self)
-        codes = self.decompress_codes(data, prior).to(self.device)
-        images = [self.decode_codes(one[None])[0].float() for one in codes]
+        codes, exact = self.decompress_codes(data, prior).to(self.device), copy.deepcopy(self).double()
+        images = [exact.decode_codes(one[None])[0] for one in codes]
         return [(image.clamp(0, 1) * 255).round().to(torch.uint8) for image in images]
 
     def _equal_tables(self) -> SymbolTables:

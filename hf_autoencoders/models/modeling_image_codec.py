@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .base import PreTrainedAutoencoder
+from .anomaly import DetectingAutoencoder
 from .configuration_image_codec import ImageCodecConfig
 from .container import DEFAULT_MAX_PIXELS, CompressedFileError, Container
 from .entropy_coding import SymbolDecoder, SymbolEncoder, SymbolTables, quantize_table
@@ -495,7 +495,7 @@ class SynthesisLevel(nn.Module):
         return self.shuffle(self.conv(hidden_state))
 
 
-class ImageCodecModel(PreTrainedAutoencoder):
+class ImageCodecModel(DetectingAutoencoder):
     """Images of any size to bytes and back.
 
     ```python

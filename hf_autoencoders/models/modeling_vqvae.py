@@ -37,7 +37,7 @@ class VQVAEModel(CompressesCodes, SamplesFromPrior, DetectingAutoencoder):
     config_class = VQVAEConfig
     base_model_prefix = "vqvae"
     # The codebook and its statistics stay float32 in a model that is loaded as bfloat16: 1% of the codes would differ.
-    _keep_in_fp32_modules_strict = ["quantizer", "detector"]
+    _keep_in_fp32_modules_strict = ["quantizer"]
 
     def __init__(self, config: VQVAEConfig):
         super().__init__(config)
