@@ -70,7 +70,7 @@ def evaluate_samples_verb(arguments: argparse.Namespace) -> None:
             corpus=_corpus(arguments, measured),
             num_samples=arguments.num_samples,
             features=arguments.features,
-            temperature=arguments.temperature or 1.0,
+            temperature=1.0 if arguments.temperature is None else arguments.temperature,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             command=arguments.command_line,

@@ -106,6 +106,8 @@ def load_autoencoder(name: str):
             f"--autoencoder {name} holds a {type(model).__name__}, whose latents are part discrete, part continuous: "
             "there is no prior of both"
         )
+    if model.config.num_features:
+        raise TrainingError(f"--autoencoder {name} is one of rows of tables: expected an auto-encoder of images")
     try:
         processor = AutoImageProcessor.from_pretrained(name)
     except OSError:  # saved without one: what fits the configuration is known

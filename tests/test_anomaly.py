@@ -324,3 +324,12 @@ def test_baselines_find_what_is_plainly_different():
     odd = 3 * rng.normal(size=(50, 80))
     for name, scores in baseline_scores(train, np.concatenate([normal, odd])).items():
         assert anomaly_metrics(scores, np.arange(100) >= 50)["auroc"] > 0.95, name
+
+
+def test_a_codec_takes_other_sizes_where_its_score_does():
+    model, _ = detector("image_codec-conv", "feature_reconstruction")
+    other = torch.rand(2, model.config.num_channels, 24, 17)
+    assert model.detect(other).maps.shape == (2, 24, 17)
+    model, _ = detector("image_codec-conv", "latent_distance")
+    with pytest.raises(ValueError, match="images of the size that it was fitted with"):
+        model.detect(other)

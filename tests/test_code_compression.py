@@ -1,5 +1,6 @@
 """Discrete codes as bytes: what is decoded is what was encoded, and costs what the prior says."""
 
+import copy
 import functools
 import math
 import subprocess
@@ -142,6 +143,10 @@ def test_other_models_and_priors_are_refused():
         model.compress(pixel_values, prior=model)
     with pytest.raises(ValueError, match="float32"):
         model.compress(pixel_values, prior=prior_of(model).bfloat16())
+    half = copy.deepcopy(model).bfloat16()  # decodes to other pixels
+    with pytest.raises(CompressedFileError, match="another model"):
+        half.decompress([plain])
+    assert model.decompress([]) == [] and torch.equal(model.decompress(bytearray(plain))[0], model.decompress(plain)[0])
     with pytest.raises(ValueError, match="evaluation mode"):
         model.compress(pixel_values, prior=prior_of(model).train())
     with pytest.raises(ValueError, match="pixel_values must have shape"):

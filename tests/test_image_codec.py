@@ -443,6 +443,7 @@ def test_hostile_files_with_a_good_checksum_are_refused_in_bounded_time(model):
     for fields, message in (
         ({"height": 2**31, "width": 2**31}, "pixels, allowed are 1 to"),
         ({"height": 0}, "pixels, allowed are 1 to"),
+        ({"height": 1, "width": 2**25}, "more than twice the 33554432 that are allowed"),
         ({"channels": 1}, "1 channels"),
         ({"quality": 33}, "quality 2.06"),
     ):

@@ -32,11 +32,9 @@ class ImageCodecTrainingArguments:
     random_flip: bool = option(False, "Turn half of the training images left to right.")
 
 
-def inputs(run: ImageTrainingRun, batch: ImageBatch, train: bool = True) -> dict[str, torch.Tensor]:
+def inputs(run: ImageTrainingRun, batch: ImageBatch) -> dict[str, torch.Tensor]:
     """Images, qualities and noise of a batch: the same on any number of processes, and after a resume."""
     extra, config, pixel_values = run.arguments.extra, run.config, batch.pixel_values
-    if not train:
-        return {"pixel_values": pixel_values}
     if extra.crop_size:
         pixel_values = random_crop(pixel_values, batch.draw(torch.rand, 2), extra.crop_size)
     if extra.random_flip:

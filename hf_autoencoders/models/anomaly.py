@@ -98,9 +98,13 @@ class AnomalyDetector(nn.Module):
 
     def white_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """`(batch_size, P, D)` of latents `(batch_size, D, ...)`: mean 0 and covariance I over training inputs."""
-        return (latents.float().flatten(2).mT if latents.ndim > 2 else latents.float().unsqueeze(1)).sub(
-            self.latent_mean
-        ) @ self.latent_whitening
+        latents = latents.float().flatten(2).mT if latents.ndim > 2 else latents.float().unsqueeze(1)
+        if latents.shape[1] != self.latent_mean.shape[0]:
+            raise ValueError(
+                f"the detector knows latents of {self.latent_mean.shape[0]} places, got {latents.shape[1]}: this score "
+                "takes images of the size that it was fitted with"
+            )
+        return (latents - self.latent_mean) @ self.latent_whitening
 
 
 class DetectingAutoencoder(PreTrainedAutoencoder):
@@ -293,7 +297,7 @@ class DetectingAutoencoder(PreTrainedAutoencoder):
             levels = [d / s for d, s in zip(self._feature_errors(outputs), detector.feature_scales, strict=True)]
             if levels[0].ndim == 2:  # fully connected: features have no place
                 return torch.stack([level.mean(1) for level in levels]).mean(0), maps
-            size = config.input_shape[1:]
+            size = tuple(pixel_values.shape[2:])
             resized = [F.interpolate(d.unsqueeze(1), size, mode="bilinear", align_corners=False) for d in levels]
             maps = smooth_maps(torch.cat(resized, dim=1).mean(1), config.map_smoothing)
             return self._pool(maps), maps

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .container import CHECKSUM_SIZE, CompressedFileError, Container
+from .container import CHECKSUM_SIZE, CompressedFileError, Container, one_or_many
 from .entropy_coding import SymbolDecoder, SymbolEncoder, SymbolTables, quantize_table
 from .fingerprint import weights_fingerprint
 
@@ -42,7 +42,7 @@ class CompressesCodes:
 
     def _checked_prior(self, prior) -> tuple[bytes, object]:
         """8 bytes that name this model and the prior, and the prior in float64; checks that they belong together."""
-        own = bytes.fromhex(weights_fingerprint(self))
+        own = bytes.fromhex(weights_fingerprint(self, exact=True))
         if prior is None:
             return own, None
         if not getattr(prior, "gives_codes", False):
@@ -50,10 +50,11 @@ class CompressesCodes:
         prior.check_autoencoder(self)
         if prior.training or prior.dtype != torch.float32:
             raise ValueError(
-                "the prior must be in evaluation mode and float32, since both sides have to compute the same: "
-                f"prior.eval().float(); got {'training' if prior.training else 'evaluation'} mode and {prior.dtype}"
+                "the prior must be in evaluation mode and float32, since both sides have to compute the same, got "
+                f"{'training' if prior.training else 'evaluation'} mode and {prior.dtype}: call prior.eval(), or load "
+                "it with dtype=torch.float32"
             )
-        theirs = bytes.fromhex(weights_fingerprint(prior))
+        theirs = bytes.fromhex(weights_fingerprint(prior, exact=True))
         return bytes(a ^ b for a, b in zip(own, theirs, strict=True)), copy.deepcopy(prior).double()
 
     def _code_fields(self) -> dict[str, int]:
@@ -76,7 +77,7 @@ class CompressesCodes:
         """
         (fingerprint, prior), fields = self._checked_prior(prior), self._code_fields()
         files = []
-        for codes in self.encode(pixel_values).codes:
+        for codes in self.encode(_on_device(pixel_values, self.device)).codes:
             encoder = SymbolEncoder()
             if prior is None:
                 payload = b""
@@ -105,7 +106,7 @@ class CompressesCodes:
         (fingerprint, prior), expected = self._checked_prior(prior), self._code_fields()
         shape, num_codes = tuple(self.config.codes_shape), self.config.num_codes
         found = []
-        for file in [data] if isinstance(data, bytes) else data:
+        for file in one_or_many(data):
             container = Container.from_bytes(file, "codes", fingerprint, max_pixels=math.prod(shape))
             if container.fields != expected:
                 raise CompressedFileError(
@@ -138,7 +139,7 @@ class CompressesCodes:
                 raise CompressedFileError(f"the compressed file is damaged: a code is not in [0, {num_codes})")
             codes = torch.from_numpy(symbols)[None]
             found.append(codes.view(1, *shape) if prior is None else prior.to_codes(codes.to(prior.device)).cpu())
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, *shape, dtype=torch.int64)
 
     @torch.no_grad()
     def decompress(self, data: Sequence[bytes], prior=None) -> list[torch.Tensor]:
@@ -156,6 +157,11 @@ class CompressesCodes:
     def _equal_tables(self) -> SymbolTables:
         num_codes = self.config.num_codes
         return SymbolTables(quantize_table(np.full(num_codes, 1 / num_codes))[None], np.zeros(1))
+
+
+def _on_device(pixel_values, device: torch.device):
+    """What is no tensor is refused by `encode`, which says what it expects."""
+    return pixel_values.to(device) if torch.is_tensor(pixel_values) else pixel_values
 
 
 def _checksum(symbols: np.ndarray) -> bytes:

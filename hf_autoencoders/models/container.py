@@ -119,6 +119,11 @@ class Container:
         return cls(kind, fingerprint, fields, body[position:])
 
 
+def one_or_many(data) -> list:
+    """A list of files, of which one may be given alone."""
+    return [data] if isinstance(data, (bytes, bytearray, memoryview)) else list(data)
+
+
 def write_varint(value: int) -> bytes:
     """A number from 0 to 2^32 - 1 in LEB128: seven bits a byte, lowest first, the high bit says that more follow."""
     if not 0 <= value <= MAX_FIELD:
@@ -149,4 +154,4 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
     raise CompressedFileError("the compressed file is damaged: it holds a number that this format cannot write")
 
 
-__all__ = ["CompressedFileError", "Container"]
+__all__ = ["CompressedFileError", "Container", "one_or_many"]

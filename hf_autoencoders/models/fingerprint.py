@@ -6,17 +6,17 @@ import torch
 from torch import nn
 
 
-def weights_fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module, exact: bool = False) -> str:
     """16 hexadecimal digits that name the weights of a model.
 
     Of the names, shapes and values of its floating-point parameters and buffers, values rounded to bfloat16: loading
-    the same weights in bfloat16 or on another device does not change it, training them on does. An anomaly detector
-    that is fitted to the model later changes nothing.
+    the same weights in bfloat16 or on another device does not change it, training them on does. With `exact` values are
+    not rounded, and count with their dtype. An anomaly detector that is fitted to the model later changes nothing.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point() and not name.startswith("detector."):
-            values = tensor.detach().to("cpu", torch.bfloat16).contiguous()
-            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-            digest.update(values.view(torch.int16).numpy().tobytes())
+            values = tensor.detach().to("cpu", tensor.dtype if exact else torch.bfloat16).reshape(-1)
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype if exact else ''}".encode())
+            digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

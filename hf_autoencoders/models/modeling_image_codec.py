@@ -26,7 +26,7 @@ from transformers.utils import can_return_tuple
 
 from .anomaly import DetectingAutoencoder
 from .configuration_image_codec import ImageCodecConfig
-from .container import DEFAULT_MAX_PIXELS, CompressedFileError, Container
+from .container import DEFAULT_MAX_PIXELS, CompressedFileError, Container, one_or_many
 from .entropy_coding import SymbolDecoder, SymbolEncoder, SymbolTables, quantize_table
 from .layers import ResidualBlock, check_pixel_values
 from .outputs import EncoderOutput, ImageCodecOutput
@@ -773,7 +773,7 @@ class ImageCodecModel(DetectingAutoencoder):
         fingerprint, images = self.fingerprint(), []
         synthesis = copy.deepcopy(self.synthesis).double() if exact else self.synthesis
         with torch.autocast(self.device.type, enabled=False):
-            for file in [data] if isinstance(data, bytes) else data:
+            for file in one_or_many(data):
                 container = Container.from_bytes(file, "image codec", fingerprint, max_pixels)
                 height, width, channels, steps = (
                     container.fields[name] for name in ("height", "width", "channels", "quality")
@@ -782,7 +782,15 @@ class ImageCodecModel(DetectingAutoencoder):
                     raise CompressedFileError(
                         f"the compressed file is damaged: {channels} channels at quality {steps / QUALITY_STEPS}"
                     )
-                latents = self.coder.read(container.payload, steps, self.config.latent_grid(height, width))
+                grid = self.config.latent_grid(height, width)
+                # what it costs: a thin image far more than itself
+                padded = grid[0] * grid[1] * self.config.stride**2
+                if padded > 2 * max(max_pixels, self.config.stride**2):
+                    raise CompressedFileError(
+                        f"the compressed file is of {height} x {width} pixels, for which {padded} are computed: more "
+                        f"than twice the {max_pixels} that are allowed"
+                    )
+                latents = self.coder.read(container.payload, steps, grid)
                 images.append(self._pixels(synthesis, latents)[:, :height, :width].contiguous())
         return images
 
