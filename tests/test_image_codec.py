@@ -571,3 +571,16 @@ def test_the_config_says_the_sizes():
     config = ImageCodecConfig(image_size=(30, 65), hidden_sizes=(4, 8, 6))
     assert (config.stride, config.latent_shape, config.hyper_grid(30, 65)) == (8, (6, 4, 9), (1, 3))
     assert config.latent_grid(8, 9) == (1, 2) and math.prod(config.latent_shape) == 216
+
+
+def test_conversion_to_half_precision_leaves_the_coder_alone(tmp_path):
+    model = tiny.model("image_codec-conv")
+    model.update_tables()
+    before = {name: tensor.clone() for name, tensor in model.coder.state_dict().items()}
+    model.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.coder.state_dict().items())
+    images = tiny.images(model.config)
+    assert model(images).loss.isfinite()
+    (restored,) = model.decompress(model.compress(images[:1]))
+    assert restored.shape == images.shape[1:]

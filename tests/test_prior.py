@@ -519,3 +519,14 @@ def test_what_cannot_be_trained_is_said(autoencoders, tmp_path, monkeypatch):
     assert published_name("organisation/name") == "organisation/name"
     (tmp_path / "runs" / "mine" / "final").mkdir(parents=True)
     assert published_name(str(tmp_path / "runs" / "mine" / "final")) == "mine"
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "gaussian_mixture", "realnvp"])
+def test_a_prior_of_latents_stays_in_float32(prior):
+    model = LatentPriorModel(LatentPriorConfig(latent_shape=(4,), prior=prior, hidden_size=8, num_components=2)).eval()
+    latents = torch.randn(3, 4)
+    expected = model.log_prob(latents)
+    model.half()
+    found = model.log_prob(latents)
+    assert model.dtype == torch.float32 and torch.equal(found, expected)
+    assert model.sample(2).shape == (2, 4)

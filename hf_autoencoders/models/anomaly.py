@@ -12,12 +12,12 @@ import copy
 import math
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .base import PreTrainedAutoencoder
 from .configuration_base import ANOMALY_SCORES, ImageAutoencoderConfig
+from .layers import Float32Module
 from .losses import gaussian_kl
 from .outputs import AnomalyOutput
 
@@ -66,7 +66,7 @@ def code_kl(outputs: ModelOutput) -> torch.Tensor | None:
     return sum(terms) if terms else None
 
 
-class AnomalyDetector(nn.Module):
+class AnomalyDetector(Float32Module):
     """What a detector knows beside its model, as buffers: float32, fixed in size by the configuration.
 
     calibration_scores (n,)   rising

@@ -132,6 +132,19 @@ def _(steps):
     return steps.new_empty((), dtype=torch.float32)
 
 
+class Float32Module(nn.Module):
+    """A module that `.half()` and `.to(torch.bfloat16)` of the model leave in float32, bit for bit. In
+    `from_pretrained` it is `_keep_in_fp32_modules_strict` that does so."""
+
+    def _apply(self, fn, recurse: bool = True):
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            halved = tensor.dtype == torch.float32 and applied.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(applied.device) if halved else applied
+
+        return super()._apply(keep, recurse)
+
+
 class LearnedScale(nn.Module):
     """One scale for each channel of the output, learned (Rybkin et al. 2021): log scale `(C, 1, 1)`, at least -7.
     Of rows of tables, one for each column: `(num_features,)`."""

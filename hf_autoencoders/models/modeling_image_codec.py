@@ -28,7 +28,7 @@ from .anomaly import DetectingAutoencoder
 from .configuration_image_codec import ImageCodecConfig
 from .container import DEFAULT_MAX_PIXELS, CompressedFileError, Container, one_or_many
 from .entropy_coding import SymbolDecoder, SymbolEncoder, SymbolTables, quantize_table
-from .layers import ResidualBlock, check_pixel_values
+from .layers import Float32Module, ResidualBlock, check_pixel_values
 from .outputs import EncoderOutput, ImageCodecOutput
 
 MIN_LIKELIHOOD = 1e-9
@@ -253,7 +253,7 @@ class InwardClamp(torch.autograd.Function):
         return gradient.masked_fill(outward, 0.0), None, None
 
 
-class LatentCoder(nn.Module):
+class LatentCoder(Float32Module):
     """Gains, rounding and the rate of latents; always in float32."""
 
     def __init__(self, config: ImageCodecConfig):

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .configuration_prior import LatentPriorConfig
-from .layers import check_latents
+from .layers import Float32Module, check_latents
 from .outputs import LatentPriorOutput
 from .prior_base import PreTrainedPrior, check_sampling
 
@@ -196,7 +196,7 @@ class RealNVP(nn.Module):
 DENSITIES = {"standard_normal": StandardNormal, "gaussian_mixture": GaussianMixture, "realnvp": RealNVP}
 
 
-class LatentPriorModel(PreTrainedPrior):
+class LatentPriorModel(Float32Module, PreTrainedPrior):
     """The density of the latents of an auto-encoder, and new latents.
 
     ```python
@@ -206,7 +206,7 @@ class LatentPriorModel(PreTrainedPrior):
     loss = prior(latents).loss                                          # nats per example
     ```
 
-    All of it is computed in float32, and stays in float32 in a model that is loaded as bfloat16.
+    All of it is computed in float32, and stays in float32 in a model that is loaded as bfloat16, or converted to it.
     """
 
     config_class = LatentPriorConfig
