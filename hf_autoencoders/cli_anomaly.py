@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 SCORES = (  # of models.configuration_base; a test holds them equal
@@ -25,7 +26,7 @@ def add_verbs(verb, model, corpus, batch_size, seed) -> None:
         fit_detector,
         "make a trained model of images an anomaly detector, and save it in its folder",
         "Normal rows of the training split say what is usual; normal rows of --split, which the model has not been "
-        "trained on, calibrate. For anomalies, look at other rows than these.",
+        "trained on, calibrate. Measure the detector on other rows: give evaluate-anomalies another --split.",
     )
     model(sub)
     corpus(sub, "calibrate on", speech=False)
@@ -53,7 +54,8 @@ def add_verbs(verb, model, corpus, batch_size, seed) -> None:
         "evaluate-anomalies",
         evaluate,
         "measure a detector on rows of both kinds, beside PCA, nearest neighbours and an isolation forest",
-        "Writes a JSON file as evaluate does.",
+        "Writes a JSON file as evaluate does. --split should not be the one that fit-detector calibrated on "
+        "(validation, if it was not told otherwise): false alarms on those rows say nothing about new ones.",
     )
     model(sub)
     corpus(sub, "measure on", speech=False)
@@ -149,23 +151,26 @@ def evaluate(arguments: argparse.Namespace) -> None:
     cli._refuse_folder(arguments.output)
     loaded, processor = _load(arguments)
     cli._require(loaded, "detect", arguments, "no anomaly scores")
+    if arguments.mask_column and loaded.config.num_features:
+        raise cli.Mistake(f"--mask_column: {arguments.model} reads rows of tables, which have no maps. Leave it out")
     train, rows = _read(arguments, loaded, processor)
+    masks = _masks(arguments, loaded, rows) if arguments.mask_column else None
     train, _ = _normal(arguments, train)
-    _, is_anomalous = _normal(arguments, rows)
+    _, is_normal = _normal(arguments, rows)
+    known = rows.labels >= 0
+    described = cli._corpus(arguments, rows) | {"normal_class": arguments.normal_class}
+    if unlabelled := int((~known).sum()):
+        print(f"{unlabelled} of {len(rows)} rows have no label, and are left out", file=sys.stderr)
+        described["unlabelled_rows"] = unlabelled
+        rows, is_normal, masks = rows.select(known), is_normal[known], None if masks is None else masks[known]
     with cli._mistakes():
-        masks = None
-        if arguments.mask_column:
-            from .data import load_corpus, load_masks
-
-            dataset = load_corpus(arguments.corpus, arguments.config_name, revision=arguments.corpus_revision)
-            masks = load_masks(dataset[arguments.split], arguments.mask_column, loaded.config.input_shape[1:])
         result = evaluate_anomalies(
             loaded,
             train,
             rows.images,
-            is_anomalous,
+            ~is_normal,
             masks=masks,
-            corpus=cli._corpus(arguments, rows) | {"normal_class": arguments.normal_class},
+            corpus=described,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             command=arguments.command_line,
@@ -217,19 +222,35 @@ def _read(arguments: argparse.Namespace, loaded, processor) -> list:
     return [tables[name] for name in names]
 
 
+def _masks(arguments: argparse.Namespace, loaded, rows):
+    """Where anomalies are, of the rows that `_read` found in the split that `--split` names."""
+    from . import cli
+    from .data import load_corpus, load_masks
+
+    with cli._mistakes():
+        splits = load_corpus(
+            arguments.corpus,
+            arguments.config_name,
+            revision=arguments.corpus_revision,
+            validation_fraction=arguments.validation_fraction,  # `_read` has set it as in training
+        )
+        size = loaded.config.input_shape[1:]
+        return load_masks(splits[arguments.split], arguments.mask_column, size, rows.skipped)
+
+
 def _normal(arguments: argparse.Namespace, rows) -> tuple:
-    """The normal images of a split, and which of all are not (rows,)."""
+    """The normal images of a split, and which of all these are (rows,)."""
     import numpy as np
 
     from . import cli
     from .data.images import find_class
 
     if arguments.normal_class is None:
-        return rows.images, np.zeros(len(rows), bool)
+        return rows.images, np.ones(len(rows), bool)
     if rows.labels is None:
         raise cli.Mistake(f"--normal_class {arguments.normal_class}: {arguments.corpus} has no column of classes")
     with cli._mistakes("--normal_class: "):
         is_normal = rows.labels == find_class(arguments.normal_class, rows.label_names)
     if not is_normal.any():
         raise cli.Mistake(f"--normal_class: {arguments.corpus} has no row of class {arguments.normal_class}")
-    return rows.images[is_normal], ~is_normal
+    return rows.images[is_normal], is_normal

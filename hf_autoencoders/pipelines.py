@@ -33,7 +33,7 @@ Features need no pipeline of their own: the stock `pipeline("image-feature-extra
 """
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -264,6 +264,11 @@ class AnomalyDetectionPipeline(Pipeline):
             raise ValueError(f'output_type must be "pil" or "array", got {output_type!r}')
         preprocess = {} if timeout is None else {"timeout": timeout}
         return preprocess, {}, {} if output_type is None else {"output_type": output_type}
+
+    def __call__(self, inputs, **kwargs):
+        if self.of_table and isinstance(inputs, (list, tuple)) and inputs and all(isinstance(x, Real) for x in inputs):
+            inputs = np.asarray(inputs)  # one row: of a list each item would be one
+        return super().__call__(inputs, **kwargs)
 
     def preprocess(self, inputs: Any, timeout: float | None = None) -> dict[str, Any]:
         inputs = inputs if self.of_table else load_image(inputs, timeout=timeout)

@@ -3,6 +3,7 @@
 Everything else about a run on images is in `training_images`.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from .models.configuration_base import ANOMALY_SCORES
 from .training_arguments import option
 from .training_images import ImageTrainingRun
 from .training_run import TrainingError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,8 +44,9 @@ class AnomalyTrainingRun(ImageTrainingRun):
     Attributes, beside those of every run on images:
         train, validation: normal images only; the loss is of these.
         calibration: normal training images that are not trained on.
-        everything: all validation images, which the detector is measured on; `is_anomalous` (rows,) says which are not
-            normal, `masks` (rows, height, width), if there are any, where.
+        everything: all validation images with a label, which the detector is measured on; `is_anomalous` (rows,) says
+            which are not normal, `masks` (rows, height, width), if there are any, where.
+        unlabelled: how many validation images are left out since they have no label.
     """
 
     def _default_output_dir(self) -> str:
@@ -53,19 +57,33 @@ class AnomalyTrainingRun(ImageTrainingRun):
         extra, train, validation = self.arguments.extra, self.train, self.validation
         if self.arguments.corpus.streaming:
             raise TrainingError("a detector is calibrated on rows of the training split: leave out --streaming")
-        if validation.labels is None:
+        if extra.mask_column and self.config.num_features:
+            raise TrainingError("--mask_column: rows of tables have no maps to compare masks with. Leave it out")
+        known = None if validation.labels is None else validation.labels >= 0
+        if known is None or not known.any():
             raise TrainingError("the validation rows have no labels: what is an anomaly is known by its class")
         normal = None if extra.normal_class is None else find_class(extra.normal_class, validation.label_names)
         rows = np.arange(len(train))
         if normal is not None:
             rows = np.flatnonzero(train.labels == normal)
         elif train.labels is not None:
-            present = np.unique(train.labels)
+            present = np.unique(train.labels[train.labels >= 0])
             if len(present) > 1:
                 raise TrainingError(
                     f"the training rows are of {len(present)} classes: say by --normal_class which of them is normal"
                 )
-            normal = int(present[0])
+            normal = int(present[0]) if len(present) else None
+            rows = rows if normal is None else np.flatnonzero(train.labels == normal)
+        if normal is None:
+            raise TrainingError(
+                "the training rows have no labels, so which class is normal is not known: label them with one class, "
+                "or label all rows and say by --normal_class which of them is normal"
+            )
+        if not len(rows):
+            raise TrainingError(
+                f"--normal_class {extra.normal_class}: no training row is of this class. Give one that the training "
+                "rows have, or label them"
+            )
         rows = np.random.default_rng(self.options.seed).permutation(rows)
         held_out = round(extra.calibration_fraction * len(rows))
         if not 0 < held_out < len(rows):
@@ -79,14 +97,24 @@ class AnomalyTrainingRun(ImageTrainingRun):
                 "--calibration_fraction or --false_alarm_rate"
             )
         self.calibration, self.train = train.select(np.sort(rows[:held_out])), train.select(np.sort(rows[held_out:]))
-        self.everything, self.is_anomalous = validation, validation.labels != normal
+        self.unlabelled = int((~known).sum())
+        if self.unlabelled and self.accelerator.is_main_process:
+            logger.warning(
+                "%d of %d validation rows have no label, and are left out of measuring.", self.unlabelled, len(known)
+            )
+        self.everything = validation.select(known) if self.unlabelled else validation
+        self.is_anomalous = self.everything.labels != normal
         if self.is_anomalous.all() or not self.is_anomalous.any():
             kind = "normal" if self.is_anomalous.all() else "anomalous"
-            raise TrainingError(f"the validation split has no {kind} row: nothing can be measured")
+            raise TrainingError(
+                f"the validation split has no row that is {kind}, of {len(self.everything)} with a label: nothing can "
+                "be measured. Choose another --normal_class, or a corpus whose validation split has both kinds"
+            )
         self.masks = None
         if extra.mask_column:
-            self.masks = load_masks(splits["validation"], extra.mask_column, self.config.input_shape[1:])
-        self.validation = validation.select(~self.is_anomalous)
+            size = self.config.input_shape[1:]
+            self.masks = load_masks(splits["validation"], extra.mask_column, size, validation.skipped)[known]
+        self.validation = self.everything.select(~self.is_anomalous)
 
     def _complete(self, model: torch.nn.Module) -> None:
         extra = self.arguments.extra
@@ -107,6 +135,8 @@ class AnomalyTrainingRun(ImageTrainingRun):
     def _measure(self, model: torch.nn.Module) -> dict[str, Any]:
         normal = self.arguments.extra.normal_class
         described = self._described_corpus() | ({"normal_class": normal} if normal is not None else {})
+        if self.unlabelled:
+            described["unlabelled_rows"] = self.unlabelled
         return evaluate_anomalies(
             model,
             self.train.images,

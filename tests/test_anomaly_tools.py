@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoModel, pipeline
 from hf_autoencoders import cli, cli_anomaly
 from hf_autoencoders.data import image_arrays, load_corpus, load_masks
 from hf_autoencoders.data.images import find_class
+from hf_autoencoders.evaluation.anomaly import evaluate_anomalies
 from hf_autoencoders.evaluation.pictures import heat_overlay
 from hf_autoencoders.models.configuration_autoencoder import AutoencoderConfig
 from hf_autoencoders.models.configuration_base import ANOMALY_SCORES
@@ -109,6 +111,66 @@ def test_the_verbs_fit_detect_and_evaluate(tmp_path, files, capsys):
     assert result["corpus"]["normal_class"] == "3" and result["settings"]["nominal_false_alarm_rate"] == 0.1
 
 
+def test_measuring_on_the_calibration_rows_is_told(tmp_path, capsys, caplog):
+    torch.manual_seed(0)
+    AutoencoderModel(CONFIG).save_pretrained(tmp_path / "model")
+    corpus = [tmp_path / "model", "digits", "--normal_class", "3", "--quiet"]
+    status, text = run(capsys, "fit-detector", *corpus, "--false_alarm_rate", "0.1", "--batch_size", "7")
+    assert status == 0, text
+    for split, told in (("validation", True), ("test", False)):
+        caplog.clear()
+        status, text = run(capsys, "evaluate-anomalies", *corpus, "--split", split, "-o", tmp_path / "a.json")
+        assert status == 0 and ("are those that the detector was calibrated on" in caplog.text) is told, text
+
+
+@pytest.fixture
+def defects(tmp_path):
+    """A folder of 200 images, "good" and from the 120th on "bad", where they have a mask. The last rows have a broken
+    image or no label."""
+    rng = np.random.default_rng(0)
+    images, masks, labels = [], [], []
+    for row in range(200):
+        image, mask = rng.integers(0, 60, (8, 8), dtype=np.uint8), np.zeros((8, 8), np.uint8)
+        if row >= 120:
+            mask[row % 7 : row % 7 + 2, 3:5] = 1
+            image[mask > 0] = 255
+        picture = Pictures.fromarray(image)
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue() if row % 20 else b"broken", "path": None})
+        masks.append(Pictures.fromarray(mask) if row >= 120 else None)
+        labels.append(-1 if row % 20 == 1 else int(row >= 120))
+    features = Features({"image": Image(), "mask": Image(), "label": ClassLabel(names=["good", "bad"])})
+    dataset = Dataset.from_dict({"image": images, "mask": masks, "label": labels}, features=features)
+    dataset.to_parquet(tmp_path / "defects.parquet")
+    return tmp_path / "defects.parquet"
+
+
+def test_masks_are_those_of_the_rows_that_are_measured(defects, tmp_path, capsys, monkeypatch):
+    seen = {}
+
+    def remember(model, train, rows, is_anomalous, *, masks, **options):
+        seen.update(rows=rows, is_anomalous=is_anomalous, masks=masks, **options)
+        return evaluate_anomalies(model, train, rows, is_anomalous, masks=masks, **options)
+
+    monkeypatch.setattr("hf_autoencoders.evaluation.anomaly.evaluate_anomalies", remember)
+    torch.manual_seed(0)
+    AutoencoderModel(CONFIG).save_pretrained(tmp_path / "model")
+    corpus = [tmp_path / "model", defects, "--normal_class", "good", "--validation_fraction", "0.4"]
+    corpus += ["--skip_bad_images", "--quiet"]
+    status, text = run(capsys, "fit-detector", *corpus, "--false_alarm_rate", "0.1")
+    assert status == 0, text
+    output = tmp_path / "a.json"
+    status, text = run(capsys, "evaluate-anomalies", *corpus, "--mask_column", "mask", "-o", output)
+    assert status == 0 and "rows have no label, and are left out" in text, text
+    assert len(seen["rows"]) == len(seen["masks"]) == len(seen["is_anomalous"])
+    assert (seen["masks"].any((1, 2)) == seen["is_anomalous"]).all()
+    np.testing.assert_array_equal(seen["rows"][:, 0] == 255, seen["masks"])
+    result = json.loads(output.read_text())
+    assert result["corpus"]["unlabelled_rows"] > 0 and result["corpus"]["skipped_rows"] > 0
+    assert 0 <= result["metrics"]["pixel_auroc"] <= 1
+
+
 def test_the_verbs_take_models_of_tables(tmp_path, capsys):
     from hf_autoencoders.data import load_tables
 
@@ -129,6 +191,8 @@ def test_the_verbs_take_models_of_tables(tmp_path, capsys):
     output = tmp_path / "a.json"
     status, text = run(capsys, "evaluate-anomalies", tmp_path / "table", *corpus, "-o", output)
     assert status == 0 and json.loads(output.read_text())["metrics"]["auroc"] > 0.8, text
+    status, text = run(capsys, "evaluate-anomalies", tmp_path / "table", *corpus, "--mask_column", "mask")
+    assert status == 2 and "rows of tables, which have no maps" in text
     status, text = run(capsys, "detect", tmp_path / "table", "row.csv")
     assert status == 2 and "reads rows of tables" in text
 
@@ -165,6 +229,11 @@ def test_classes_and_masks_of_a_corpus():
     dataset = Dataset.from_dict({"mask": [None, mask], "label": [0, 1]}, features=features)
     masks = load_masks(dataset, "mask", (8, 8))
     assert masks.sum() == 1 and masks[1, 2, 6]
+    zeros_and_ones = np.zeros((8, 8), np.uint8)
+    zeros_and_ones[2, 6] = 1
+    masked = Dataset.from_dict({"mask": [Pictures.fromarray(zeros_and_ones), mask]}, features=Features(mask=Image()))
+    assert (load_masks(masked, "mask", (8, 8)) == masks[1]).all()
+    assert (load_masks(dataset, "mask", (8, 8), skipped=[0]) == masks[1:]).all()
     with pytest.raises(ValueError, match="no column 'masks' of images"):
         load_masks(dataset, "masks", (8, 8))
 
@@ -256,12 +325,43 @@ def test_a_detector_of_rows_of_a_table(script, tmp_path):
     metrics = json.loads((tmp_path / "final" / "metrics.json").read_text())
     assert metrics["metrics"]["auroc"] > 0.8 and metrics["corpus"]["normal_class"] == "benign"
     assert AutoModel.from_pretrained(tmp_path / "final").detector.is_fitted
+    with pytest.raises(SystemExit, match="rows of tables have no maps"):
+        script.main([*flags, "--mask_column", "mask", "--output_dir", str(tmp_path / "other")])
 
 
 def test_several_classes_need_one_that_is_normal(script, tmp_path):
     flags = [word for word in TINY if word not in ("--normal_class", "3")]
     with pytest.raises(SystemExit, match="are of 10 classes: say by --normal_class"):
         script.main([*flags, "--output_dir", str(tmp_path)])
+
+
+def test_rows_without_a_label_are_no_anomalies(script, defects, tmp_path, caplog):
+    flags = [*TINY, "--dataset", str(defects), "--normal_class", "good", "--on_bad_image", "skip"]
+    flags += ["--validation_fraction", "0.4", "--mask_column", "mask", "--output_dir", str(tmp_path / "run")]
+    script.main(flags)
+    result = json.loads((tmp_path / "run" / "final" / "metrics.json").read_text())
+    left_out = result["corpus"]["unlabelled_rows"]
+    assert left_out > 0 and f"{left_out} of {result['corpus']['rows'] + left_out} validation rows" in caplog.text
+    assert 0 <= result["metrics"]["pixel_auroc"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("train", "flags", "message"),
+    [
+        (-1, [], "the training rows have no labels, so which class is normal is not known: .* --normal_class"),
+        (0, ["--normal_class", "bad"], "no training row is of this class"),
+    ],
+)
+def test_training_rows_must_say_what_is_normal(script, train, flags, message, tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(names=["good", "bad"])})
+    images = [Pictures.fromarray(image) for image in np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)]
+    for name, labels in (("train", [train] * 40), ("validation", [0, 1] * 10)):
+        part = images[:40] if name == "train" else images[40:]
+        rows = Dataset.from_dict({"image": part, "label": labels}, features=features)
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    argv = [word for word in TINY if word not in ("--normal_class", "3")]
+    with pytest.raises(SystemExit, match=message):
+        script.main([*argv, "--dataset", str(tmp_path), *flags, "--output_dir", str(tmp_path / "run")])
 
 
 def test_the_one_class_protocol_averages_over_classes(script, tmp_path, capsys):

@@ -181,6 +181,16 @@ def test_tables_of_files(tmp_path):
         load_tables(tmp_path / "other.csv")
 
 
+@pytest.mark.parametrize(("common", "rare", "names"), [("good", "bad", ["bad", "good"]), (1, 0, ["0", "1"])])
+def test_a_class_may_be_missing_from_the_training_rows(common, rare, names, tmp_path):
+    for name, labels in (("train", [common] * 40), ("validation", [common, rare, None, rare])):
+        Dataset.from_dict({**small_table(len(labels)), "label": labels}).to_parquet(tmp_path / f"{name}.parquet")
+    tables, _ = load_tables(tmp_path)
+    assert tables["train"].label_names == tables["validation"].label_names == names
+    assert tables["train"].labels.tolist() == [1] * 40
+    assert tables["validation"].labels.tolist() == [1, 0, -1, 0]
+
+
 # ---- training, saving, detecting
 
 
@@ -237,5 +247,8 @@ def test_a_detector_of_tables_finds_tumours(tmp_path):
     answer = detect(row)
     assert set(answer) == {"score", "p_value", "is_anomaly"}
     assert answer["score"] == pytest.approx(found.scores[5].item(), rel=1e-3)
+    in_order = [row[name] for name in processor.columns]
+    assert detect(in_order) == detect(tuple(in_order)) == answer
+    assert detect([in_order, in_order]) == [answer, answer] == detect([row, row])
     with pytest.raises(ValueError, match="unknown column 'age'"):
         detect(row | {"age": 3.0})

@@ -17,7 +17,7 @@ import os
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -450,8 +450,9 @@ def find_class(name: str, label_names: list[str] | None) -> int:
     raise ValueError(f"there is no class {name!r}: expected one of {known}")
 
 
-def load_masks(dataset, mask_column: str, size: tuple[int, int]) -> np.ndarray:
+def load_masks(dataset, mask_column: str, size: tuple[int, int], skipped: Sequence[int] = ()) -> np.ndarray:
     """Masks of all rows, bool (rows, height, width): where the picture of a column is not black. No picture: nowhere.
+    Rows that `ImageArrays.skipped` names are left out.
 
     Raises:
         ValueError: there is no such column of images.
@@ -465,9 +466,9 @@ def load_masks(dataset, mask_column: str, size: tuple[int, int]) -> np.ndarray:
         )
     masks = np.zeros((len(dataset), *size), dtype=bool)
     for row, mask in enumerate(dataset[mask_column]):
-        if mask is not None:
-            masks[row] = np.asarray(mask.convert("L").resize(size[::-1], 0)) > 127
-    return masks
+        if mask is not None:  # the nearest pixel, not a mean: what is not black stays so, be it 1 or 255
+            masks[row] = np.asarray(mask.convert("L").resize(size[::-1], 0)) > 0
+    return np.delete(masks, list(skipped), axis=0)
 
 
 def _listed(rows: list[int], most: int = 20) -> str:

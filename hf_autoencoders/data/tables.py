@@ -17,7 +17,7 @@ class TableRows:
 
     Attributes:
         values: (rows, columns) float32, standardised by the processor.
-        labels: int64 (rows,), or `None`.
+        labels: int64 (rows,), or `None`; -1 where a row has no label.
         label_names: names of the classes by label, or `None`.
     """
 
@@ -90,16 +90,16 @@ def load_tables(
     raw = {name: split.select_columns(list(columns)).with_format(None)[:] for name, split in splits.items()}
     processor = processor or TableProcessor.fit(raw["train"], columns)
     names = getattr(features[label], "names", None) if label else None
+    is_numbered = names is not None
+    if label is not None and not is_numbered:  # of all splits: a class may be missing from one of them
+        found = {str(v) for s in splits.values() if label in s.features for v in s[label][:] if v is not None}
+        names = sorted(found)
     tables = {}
     for name, split in splits.items():
         labels = None
         if label is not None and label in split.features:
-            given = split[label][:]
-            if names is None:
-                names = sorted({str(value) for value in splits["train"][label][:]} | {str(value) for value in given})
-            labels = np.array(
-                [v if isinstance(v, int) and hasattr(features[label], "names") else names.index(str(v)) for v in given]
-            )
+            numbers = [-1 if v is None else v if is_numbered else names.index(str(v)) for v in split[label][:]]
+            labels = np.array(numbers, np.int64)
         tables[name] = TableRows(processor(raw[name])["pixel_values"], labels, names)
     return tables, processor
 

@@ -5,6 +5,7 @@ nearest training inputs, an isolation forest. All of them see normal training in
 """
 
 import datetime
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 
 from .evaluate import describe_machine, library_versions, variant_name
+
+logger = logging.getLogger(__name__)
 
 PCA_SIZES = (16, 32, 64)  # beside the one with 95% of the variance
 NUM_NEIGHBORS, NEIGHBOR_ROWS = 5, 10_000
@@ -142,7 +145,8 @@ def evaluate_anomalies(
     Args:
         model: with a fitted detector.
         train: its normal training inputs, for the other methods: uint8 images or floats.
-        rows, is_anomalous: what is scored, and which of it is not normal. Neither trained nor calibrated on.
+        rows, is_anomalous: what is scored, and which of it is not normal. Neither trained nor calibrated on; a
+            warning is logged if the normal ones are just those of the calibration.
         masks: (rows, height, width) bool: where, for models with a map.
         corpus: what the rows are, at least `{"name": ..., "split": ...}`.
 
@@ -156,6 +160,12 @@ def evaluate_anomalies(
         found = detect_rows(model, rows, batch_size)
     finally:
         model.train(was_training)
+    if _are_calibration_scores(model, found["scores"][~np.asarray(is_anomalous, bool)]):
+        logger.warning(
+            "The %d normal rows are those that the detector was calibrated on: how many of them are false alarms says "
+            "nothing about new rows. Measure on other rows: another split (--split test, say).",
+            model.config.num_calibration_scores,
+        )
     metrics = anomaly_metrics(found["scores"], is_anomalous, found["is_anomaly"])
     not_measured = {}
     if masks is not None and "maps" in found:
@@ -187,6 +197,12 @@ def evaluate_anomalies(
         "versions": library_versions(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _are_calibration_scores(model, scores: np.ndarray) -> bool:
+    """Whether these are the calibration scores, but for rounding, which depends on the rows of a batch."""
+    calibration = model.detector.calibration_scores.float().cpu().numpy()  # rising
+    return scores.shape == calibration.shape and np.allclose(np.sort(scores), calibration, rtol=1e-4, atol=1e-6)
 
 
 def _flat(rows: np.ndarray) -> np.ndarray:
