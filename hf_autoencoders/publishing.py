@@ -485,12 +485,18 @@ METRIC_NAMES = {
     "pixel_auroc": "AUROC of pixels",
     "pixel_aupr": "AUPR of pixels",
     "aupro": "Overlap with regions up to 30% false alarms (AUPRO)",
-    "pca_95_auroc": "PCA with 95% of the variance: AUROC",
-    "pca_16_auroc": "PCA with 16 components: AUROC",
-    "pca_32_auroc": "PCA with 32 components: AUROC",
-    "pca_64_auroc": "PCA with 64 components: AUROC",
-    "knn_auroc": "5 nearest neighbours: AUROC",
-    "isolation_forest_auroc": "Isolation forest: AUROC",
+    **{
+        f"{who}_{measure.lower()}": f"{called}: {measure}"
+        for who, called in (
+            ("pca_95", "PCA with 95% of the variance"),
+            ("pca_16", "PCA with 16 components"),
+            ("pca_32", "PCA with 32 components"),
+            ("pca_64", "PCA with 64 components"),
+            ("knn", "5 nearest neighbours"),
+            ("isolation_forest", "Isolation forest"),
+        )
+        for measure in ("AUROC", "AUPR")
+    },
     "pca_same_size_mse": "PCA with as many components: mean squared error",
     "pca_same_size_components": "PCA with as many components: components",
     "pca_equal_bits": "PCA coefficients in as many bits: bits",
