@@ -22,7 +22,7 @@ def compress_verb(arguments: argparse.Namespace) -> None:
         with _mistakes(f"{source}: "):
             image = _read_image(source, model.config.num_channels)
             if of_codes:  # the processor brings the image to the size that these models have
-                (data,) = model.compress(processor(image, return_tensors="pt")["pixel_values"].to(model.device), prior)
+                (data,) = model.compress(processor(image, return_tensors="pt")["pixel_values"], prior)
             else:
                 (data,) = model.compress([image], quality=arguments.quality)
         target.parent.mkdir(parents=True, exist_ok=True)
